@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/writsec/writ/internal/dev"
+	"github.com/writsec/writ/internal/telemetry"
+)
+
+type devCmd struct {
+	Dir      string `default:".writ" type:"path" help:"Folder for data and sample policies."`
+	Policies string `type:"existingdir" help:"Directory of Rego to use instead of the sample policies."`
+	Port     int    `default:"8180" help:"Port of the API; the next ones are for operations and for the OpenID provider."`
+	Verbose  bool   `short:"v" help:"Log requests and decisions too."`
+}
+
+func (d *devCmd) Run(ctx context.Context) error {
+	level := slog.LevelWarn
+	if d.Verbose {
+		level = slog.LevelInfo
+	}
+	at := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", d.Port+i) }
+	w, err := dev.New(ctx, dev.Config{
+		Dir: d.Dir, Policies: d.Policies, Listen: at(0), OpsListen: at(1), IDPListen: at(2),
+		Logger: telemetry.NewLogger(os.Stderr, level),
+	})
+	if err != nil {
+		return err
+	}
+	shown := d.Dir
+	if cwd, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(cwd, d.Dir); err == nil && filepath.IsLocal(rel) {
+			shown = rel
+		}
+	}
+	fmt.Printf(devText, w.URL, w.Server.OpsAddr(), w.IDP.Issuer(), w.IDP.PhoneURL(), shown, w.Policies,
+		w.URL, w.IDP.Issuer(),
+		w.URL, w.IDP.Issuer(),
+		w.URL, w.IDP.Issuer())
+	return w.Run(ctx)
+}
+
+const devText = `Writ is running for development. Everything is on loopback; stop it with Ctrl-C.
+
+  API             %s
+  operations      http://%s  (/livez /readyz /metrics)
+  OpenID provider %s  (users alice, bob, carol; no passwords)
+  phone page      %s
+  data            %s
+  policies        %s  (edit them: they reload by themselves)
+
+Try it. alice's agent reads the CRM, and gets a credential:
+
+curl -s %s/decide -H 'Content-Type: application/json' -H "Authorization: Bearer $(curl -s '%s/dev/token?user=alice&agent=sales-agent')" -d '{"intent":{"action":"crm.opportunity.read","purpose":"Summarise the pipeline"},"resource":{"type":"crm.opportunity","id":"opp-42"}}'
+
+It may not touch payments, and is told why:
+
+curl -s %s/decide -H 'Content-Type: application/json' -H "Authorization: Bearer $(curl -s '%s/dev/token?user=alice&agent=sales-agent')" -d '{"intent":{"action":"payments.transfer.create","parameters":{"amount":500,"currency":"EUR","creditor":"ACME"}},"resource":{"type":"payments.account","id":"main"}}'
+
+bob's agent offboards someone: approve it on the phone page within a minute, and the answer comes:
+
+curl -s %s/decide -H 'Content-Type: application/json' -H 'Prefer: wait=60' -H "Authorization: Bearer $(curl -s '%s/dev/token?user=bob&agent=hr-agent')" -d '{"intent":{"action":"hr.employee.offboard"},"resource":{"type":"hr.employee","id":"e-1001"}}'
+
+`

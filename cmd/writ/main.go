@@ -1,0 +1,90 @@
+// Command writ is a decision point for AI agents.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/writsec/writ/internal/config"
+	"github.com/writsec/writ/internal/server"
+	"github.com/writsec/writ/internal/telemetry"
+)
+
+type cli struct {
+	Serve   serveCmd   `cmd:"" help:"Run Writ."`
+	Dev     devCmd     `cmd:"" help:"Run Writ with an embedded OpenID provider on loopback, to try it out."`
+	Demo    demoCmd    `cmd:"" help:"Play the whole story on this machine and exit."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+}
+
+// exitUsage is for what the caller can mend: flags and configuration.
+const exitUsage = 2
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var c cli
+	parser := kong.Must(&c, kong.Name("writ"), kong.UsageOnError(),
+		kong.Description("Writ is a decision point for AI agents: it decides by policy, asks a human where that is due, and mints the credential for just that action."),
+		kong.BindTo(ctx, (*context.Context)(nil)))
+	k, err := parser.Parse(os.Args[1:])
+	if err != nil {
+		parser.Errorf("%s", err)
+		os.Exit(exitUsage)
+	}
+	err = k.Run()
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "writ:", err)
+		if _, bad := errors.AsType[*config.Error](err); bad {
+			os.Exit(exitUsage)
+		}
+		os.Exit(1)
+	}
+}
+
+type serveCmd struct {
+	Config string `required:"" placeholder:"FILE" help:"Configuration file (YAML)."`
+}
+
+func (s *serveCmd) Run(ctx context.Context) error {
+	cfg, err := config.Load(s.Config)
+	if err != nil {
+		return err
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
+		return err
+	}
+	srv, err := server.New(ctx, cfg, telemetry.NewLogger(os.Stdout, level))
+	if err != nil {
+		return err
+	}
+	return srv.Run(ctx)
+}
+
+type versionCmd struct{}
+
+func (versionCmd) Run() error {
+	version, revision := "devel", ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if v := info.Main.Version; v != "" && v != "(devel)" {
+			version = v
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				revision = " " + s.Value
+			}
+		}
+	}
+	fmt.Println("writ " + version + revision)
+	return nil
+}

@@ -1,0 +1,181 @@
+// Package ciba is a client of OpenID Connect Client-Initiated Backchannel
+// Authentication Core 1.0 in poll mode. It makes single calls and reports what
+// became of each; when to call, and what a result means for an approval, is the
+// approval package's business.
+package ciba
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+
+	"github.com/writsec/writ/internal/approval"
+	"github.com/writsec/writ/internal/identity"
+)
+
+// Config makes a Client.
+type Config struct {
+	Issuer       string
+	ClientID     string
+	ClientSecret string
+	// AuthInBody sends the client's credentials as client_secret_post, not _basic.
+	AuthInBody bool
+	// LoginHint is a template; {name} stands for a string claim of the user's token.
+	LoginHint string
+	Limits    approval.Limits
+	// PollTimeout bounds a poll, which a provider may hold (CIBA Core §10.1).
+	PollTimeout time.Duration
+	HTTP        *http.Client // without a timeout of its own beyond PollTimeout; NewHTTPClient's bounds expected
+	Verifier    *identity.Verifier
+}
+
+// startTimeout bounds every call but a poll.
+const startTimeout = 15 * time.Second
+
+// Client talks to one provider.
+type Client struct {
+	cfg Config
+
+	mu        sync.Mutex
+	endpoints *endpoints // once discovered
+}
+
+type endpoints struct {
+	Backchannel string `json:"backchannel_authentication_endpoint"`
+	Token       string `json:"token_endpoint"`
+	Revocation  string `json:"revocation_endpoint"`
+}
+
+// New makes a client. The provider is first contacted when there is something to ask.
+func New(cfg Config) *Client { return &Client{cfg: cfg} }
+
+// Limits implements approval.Provider.
+func (c *Client) Limits() approval.Limits { return c.cfg.Limits }
+
+// Timeout implements approval.Provider.
+func (c *Client) Timeout() time.Duration { return max(c.cfg.PollTimeout, startTimeout) }
+
+// discover finds the endpoints, once. A failure is not remembered.
+func (c *Client) discover(ctx context.Context) (endpoints, error) {
+	c.mu.Lock()
+	known := c.endpoints
+	c.mu.Unlock()
+	if known != nil {
+		return *known, nil
+	}
+	p, err := oidc.NewProvider(oidc.ClientContext(ctx, c.cfg.HTTP), c.cfg.Issuer)
+	if err != nil {
+		return endpoints{}, fmt.Errorf("discover: %w", err)
+	}
+	var e endpoints
+	if err := p.Claims(&e); err != nil {
+		return endpoints{}, fmt.Errorf("discover: %w", err)
+	}
+	if e.Backchannel == "" || e.Token == "" {
+		return endpoints{}, errors.New("discover: the provider's metadata names no backchannel_authentication_endpoint")
+	}
+	c.mu.Lock()
+	c.endpoints = &e
+	c.mu.Unlock()
+	return e, nil
+}
+
+// response is an answer of the provider, whatever its status.
+type response struct {
+	status     int
+	retryAfter time.Duration
+	body       []byte
+}
+
+// post sends a form as the configured client. sent says whether the provider may
+// have got it.
+func (c *Client) post(ctx context.Context, endpoint string, form url.Values) (r response, sent bool, err error) {
+	if c.cfg.AuthInBody {
+		form.Set("client_id", c.cfg.ClientID)
+		form.Set("client_secret", c.cfg.ClientSecret)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(form.Encode()))
+	if err != nil {
+		return r, false, err
+	}
+	if !c.cfg.AuthInBody { // RFC 6749 §2.3.1: both parts are form-encoded first
+		req.SetBasicAuth(url.QueryEscape(c.cfg.ClientID), url.QueryEscape(c.cfg.ClientSecret))
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("Accept", "application/json")
+	res, err := c.cfg.HTTP.Do(req)
+	if err != nil {
+		dial, ok := errors.AsType[*net.OpError](err)
+		return r, !(ok && dial.Op == "dial"), fmt.Errorf("call %s: %w", endpoint, scrub(err))
+	}
+	defer res.Body.Close()
+	r.status = res.StatusCode
+	r.retryAfter = retryAfter(res.Header.Get("Retry-After"))
+	r.body, err = io.ReadAll(res.Body)
+	if err != nil {
+		return r, true, fmt.Errorf("read answer of %s: %w", endpoint, err)
+	}
+	return r, true, nil
+}
+
+// scrub drops the URL that *url.Error repeats.
+func scrub(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Err
+	}
+	return err
+}
+
+// retryAfter reads the header in seconds, bounded; the date form is not in use by
+// providers and counts as absent.
+func retryAfter(h string) time.Duration {
+	n, err := strconv.Atoi(strings.TrimSpace(h))
+	if err != nil || n <= 0 {
+		return 0
+	}
+	return min(time.Duration(n)*time.Second, 10*time.Minute)
+}
+
+// oauthError is RFC 6749 §5.2. Descriptions are the provider's text and not kept.
+type oauthError struct {
+	Code     string  `json:"error"`
+	Interval seconds `json:"interval"` // some providers say it with slow_down
+}
+
+// seconds is a number of seconds that some providers write as a string.
+type seconds int64
+
+func (s *seconds) UnmarshalJSON(b []byte) error {
+	f, err := strconv.ParseFloat(strings.Trim(string(b), `"`), 64)
+	if err != nil || f != f || f > 1<<31 || f < -(1<<31) {
+		return errors.New("is not a number of seconds")
+	}
+	*s = seconds(f)
+	return nil
+}
+
+func (s seconds) duration() time.Duration { return time.Duration(s) * time.Second }
+
+// errorCode reads an OAuth error out of a response; "" if there is none. The code
+// is cut to what is safe to store and log.
+func errorCode(r response) (code string, interval time.Duration) {
+	var e oauthError
+	if json.Unmarshal(r.body, &e) != nil {
+		return "", 0
+	}
+	if len(e.Code) > 64 || strings.ContainsFunc(e.Code, func(c rune) bool { return c < '!' || c > '~' }) {
+		return "", 0
+	}
+	return e.Code, e.Interval.duration()
+}

@@ -1,0 +1,256 @@
+// Package config reads Writ's one YAML file. It is strict: an unknown key, a
+// wrong type or an impossible value is an error with file, line, key and what
+// was expected, and every such error of a file is reported at once. Secrets are
+// never in the file, only the names of the files that hold them.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Config is the whole configuration of `writ serve`.
+type Config struct {
+	// Listen is the address of the API, host:port.
+	Listen string `yaml:"listen"`
+	// OpsListen is the address of /livez, /readyz and /metrics.
+	OpsListen string `yaml:"ops_listen"`
+	// ExternalURL is where callers reach the API. It is the issuer of the tokens
+	// that Writ mints.
+	ExternalURL string `yaml:"external_url"`
+	// TLS serves HTTPS. Without it, Listen must be loopback or BehindProxy true.
+	TLS *TLS `yaml:"tls"`
+	// BehindProxy states that a proxy terminates TLS in front of Listen.
+	BehindProxy bool `yaml:"behind_proxy"`
+	// Store is where state lives: sqlite:PATH.
+	Store string `yaml:"store"`
+	// RootKeyFile holds 32 random bytes in base64. They encrypt every other key.
+	RootKeyFile string `yaml:"root_key_file"`
+
+	Policy    Policy            `yaml:"policy"`
+	Sessions  Sessions          `yaml:"sessions"`
+	Issuers   []Issuer          `yaml:"issuers"`
+	Minters   map[string]Minter `yaml:"minters"`
+	Services  []Service         `yaml:"services"`
+	Approvals Approvals         `yaml:"approvals"`
+	Log       Log               `yaml:"log"`
+}
+
+// TLS names a certificate chain and its key, both PEM.
+type TLS struct {
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+}
+
+// Policy says where the Rego comes from and how it is asked.
+type Policy struct {
+	// Path is a directory of Rego and data, or a bundle file (.tar.gz).
+	Path string `yaml:"path"`
+	// Query is the one document that a decision evaluates.
+	Query string `yaml:"query"`
+	// Deadline bounds one evaluation.
+	Deadline time.Duration `yaml:"deadline"`
+	// Reload is how often Path is checked for a change; zero never.
+	Reload time.Duration `yaml:"reload"`
+	// Signature, when set, refuses a bundle that it does not verify.
+	Signature *Signature `yaml:"signature"`
+}
+
+// Signature verifies a bundle by OPA's bundle signing.
+type Signature struct {
+	// PublicKeyFile is a PEM public key.
+	PublicKeyFile string `yaml:"public_key_file"`
+	// Algorithm is the JWS algorithm, such as ES256.
+	Algorithm string `yaml:"algorithm"`
+	// KeyID is the keyid that the bundle was signed under.
+	KeyID string `yaml:"key_id"`
+}
+
+// Sessions bounds how long sessions live and how they start.
+type Sessions struct {
+	// OpenOnDecide lets POST /decide without a session open one.
+	OpenOnDecide bool `yaml:"open_on_decide"`
+	// DefaultAge is the life of a session whose opener names none.
+	DefaultAge time.Duration `yaml:"default_age"`
+	// MaxAge is the longest life that an opener can ask for.
+	MaxAge time.Duration `yaml:"max_age"`
+}
+
+// Issuer is an identity provider that Writ believes, and about whom.
+type Issuer struct {
+	// Issuer is the exact iss of its tokens.
+	Issuer string `yaml:"issuer"`
+	// SpeaksFor lists the principals that it may name.
+	SpeaksFor []Principal `yaml:"speaks_for"`
+	// Audience is what its access tokens must be meant for: Writ.
+	Audience string `yaml:"audience"`
+	// Algorithms lists the JWS algorithms it may sign with.
+	Algorithms []string `yaml:"algorithms"`
+	// JWKSFile holds its keys, for a Writ that can't reach it. By default they are
+	// found by OpenID Connect discovery.
+	JWKSFile string `yaml:"jwks_file"`
+	// IDTokenClients lists the clients whose ID tokens are believed as subject_token.
+	IDTokenClients []string `yaml:"id_token_clients"`
+	// ClockLeeway is how far its clock may differ when iat and nbf are checked.
+	ClockLeeway time.Duration `yaml:"clock_leeway"`
+	// Operator says which of its subjects are operators.
+	Operator *Operators `yaml:"operator"`
+	// CIBA reaches its users out of band.
+	CIBA *CIBA `yaml:"ciba"`
+}
+
+// Principal is a kind of identity.
+type Principal string
+
+// The principals that an issuer can speak for.
+const (
+	User     Principal = "user"
+	Agent    Principal = "agent"
+	Operator Principal = "operator"
+)
+
+// UnmarshalText accepts the three kinds only.
+func (p *Principal) UnmarshalText(b []byte) error {
+	switch v := Principal(b); v {
+	case User, Agent, Operator:
+		*p = v
+		return nil
+	}
+	return fmt.Errorf("is %q, expected user, agent or operator", b)
+}
+
+// Operators are the subjects whose token has a claim that equals the value, or is
+// a list that holds it.
+type Operators struct {
+	Claim string `yaml:"claim"`
+	Value string `yaml:"value"`
+	// Clients lists the OAuth clients that operators use. It is needed where the
+	// issuer speaks for agents too: an agent acting for an operator is no operator.
+	Clients []string `yaml:"clients"`
+}
+
+// CIBA makes Writ a client of an issuer's backchannel authentication endpoint.
+type CIBA struct {
+	ClientID         string `yaml:"client_id"`
+	ClientSecretFile string `yaml:"client_secret_file"`
+	// ClientAuth is client_secret_basic (default) or client_secret_post.
+	ClientAuth string `yaml:"client_auth"`
+	// LoginHint is a template of the hint that names the user, such as "{sub}".
+	LoginHint string `yaml:"login_hint"`
+	// Algorithms lists the JWS algorithms of its ID tokens.
+	Algorithms []string `yaml:"id_token_algorithms"`
+	// BindingMessage is what the provider can show.
+	BindingMessage BindingMessage `yaml:"binding_message"`
+	// Timeout bounds one request to the provider. A provider may hold a poll, for
+	// which CIBA Core §10.1 advises 30 s.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// BindingMessage describes the text that a provider shows on the phone.
+type BindingMessage struct {
+	// MaxLength is in characters.
+	MaxLength int `yaml:"max_length"`
+	// Charset is portable (letters, digits and +._#-) or text (printable ASCII).
+	Charset string `yaml:"charset"`
+}
+
+// Minter makes credentials of one kind for one target.
+type Minter struct {
+	// Kind is jwt.
+	Kind string `yaml:"kind"`
+	// Audience is the resource server that the credential is for.
+	Audience string `yaml:"audience"`
+	// Scopes is the most that a credential can carry.
+	Scopes []string `yaml:"scopes"`
+	// MaxTTL is the longest that it can live.
+	MaxTTL time.Duration `yaml:"max_ttl"`
+	// EnforcesDetails states that the audience checks authorization_details, which
+	// makes the credential good for the exact act only.
+	EnforcesDetails bool `yaml:"enforces_details"`
+	// Introspects states that the audience introspects every token, so that
+	// revocation takes effect at once.
+	Introspects bool `yaml:"introspects"`
+}
+
+// Service is a resource server that may introspect tokens of its own audience.
+type Service struct {
+	ID         string `yaml:"id"`
+	SecretFile string `yaml:"secret_file"`
+	Audience   string `yaml:"audience"`
+}
+
+// Approvals bounds the out-of-band approvals.
+type Approvals struct {
+	// ExpiresIn is how long a prompt stays open where policy says nothing.
+	ExpiresIn time.Duration `yaml:"expires_in"`
+	// UseWithin is how long a given approval can be used.
+	UseWithin time.Duration `yaml:"use_within"`
+	// MaxWait is the longest that a request is held for an answer.
+	MaxWait time.Duration `yaml:"max_wait"`
+	// MaxPending is how many prompts one person can have open at a time.
+	MaxPending int `yaml:"max_pending"`
+}
+
+// Log sets what is logged.
+type Log struct {
+	// Level is debug, info, warn or error.
+	Level string `yaml:"level"`
+}
+
+// Default returns the values of the keys that a file leaves out.
+func Default() Config {
+	return Config{
+		Listen:    "127.0.0.1:8180",
+		OpsListen: "127.0.0.1:8181",
+		Policy:    Policy{Query: "data.writ.decision", Deadline: 100 * time.Millisecond},
+		Sessions:  Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour},
+		Approvals: Approvals{
+			ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute,
+			MaxWait: 2 * time.Minute, MaxPending: 5,
+		},
+		Log: Log{Level: "info"},
+	}
+}
+
+// Load reads and checks a file. File names in it are relative to its folder. The
+// error joins every *Error found.
+func Load(path string) (Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, &Error{File: path, Text: "cannot be read: " + reason(err)}
+	}
+	d := &decoder{file: path, lines: map[string]int{}}
+	cfg := Default()
+	d.decode(data, &cfg)
+	if len(d.errs) == 0 {
+		cfg.fill(filepath.Dir(path))
+		cfg.check(d.failKey)
+	}
+	return cfg, errors.Join(d.errs...)
+}
+
+// Secret reads a file that holds one secret and drops the line end after it.
+func Secret(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read secret: %w", err)
+	}
+	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r') {
+		b = b[:len(b)-1]
+	}
+	if len(b) == 0 {
+		return "", fmt.Errorf("read secret: %s is empty", path)
+	}
+	return string(b), nil
+}
+
+// reason drops the path that an *os.PathError repeats.
+func reason(err error) string {
+	if p, ok := errors.AsType[*os.PathError](err); ok {
+		return p.Err.Error()
+	}
+	return err.Error()
+}

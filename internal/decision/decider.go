@@ -1,0 +1,476 @@
+package decision
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/writsec/writ/internal/approval"
+	"github.com/writsec/writ/internal/audit"
+	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/id"
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/intent"
+	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/policy"
+	"github.com/writsec/writ/internal/session"
+	"github.com/writsec/writ/internal/telemetry"
+)
+
+// Config makes a Decider.
+type Config struct {
+	Identity  *identity.Verifier
+	Policy    *policy.Engine
+	Store     Store
+	Approvals *approval.Engine
+	Providers map[string]approval.Provider // by issuer
+	Minters   map[string]lease.Minter      // by name
+
+	Sessions     session.Settings
+	OpenOnDecide bool          // a decision without a session opens one
+	PromptLife   time.Duration // of a prompt where policy says nothing
+	MaxPending   int           // open prompts to one person
+
+	Metrics *telemetry.Metrics
+	Logger  *slog.Logger
+}
+
+// Decider answers decisions.
+type Decider struct{ cfg Config }
+
+// New makes a Decider.
+func New(cfg Config) *Decider { return &Decider{cfg} }
+
+// maxAttempts bounds how often one request is evaluated because parallel ones kept
+// changing its session.
+const maxAttempts = 8
+
+// Decide answers one request. An error means that no decision was reached.
+func (d *Decider) Decide(ctx context.Context, req Request) (Answer, error) {
+	caller, answer, err := d.decide(ctx, req)
+	if err != nil || req.Wait <= 0 || answer.Decision != policy.RequireCIBA {
+		return answer, err
+	}
+	a, err := d.cfg.Approvals.Wait(ctx, answer.Approval.ID, caller, req.Wait)
+	if err != nil {
+		return Answer{}, err
+	}
+	if a.Open() {
+		answer.Approval = ViewOf(a)
+		return answer, nil
+	}
+	// From the top: the tokens, the session and the policy may have changed while a
+	// person thought about it.
+	req.Approval, req.supersedes = a.ID, answer.DecisionID
+	_, answer, err = d.decide(ctx, req)
+	return answer, err
+}
+
+// decide goes down the line once, and again when a parallel request changed what
+// it stood on.
+func (d *Decider) decide(ctx context.Context, req Request) (identity.Caller, Answer, error) {
+	caller, err := d.cfg.Identity.Caller(ctx, req.Bearer, req.SubjectToken)
+	if err != nil {
+		return caller, Answer{}, err
+	}
+	for range maxAttempts {
+		answer, err := d.attempt(ctx, req, caller)
+		if errors.Is(err, session.ErrChanged) || errors.Is(err, approval.ErrStale) {
+			continue
+		}
+		return caller, answer, err
+	}
+	return caller, Answer{}, &fault.Error{
+		Code: fault.Overloaded, Detail: "parallel requests keep changing this session", RetryAfter: time.Second,
+	}
+}
+
+// situation is what a decision is made on, read in one transaction.
+type situation struct {
+	now        time.Time
+	session    session.Session
+	newSession bool
+	user       identity.Principal
+	approval   *approval.Approval
+	act        intent.Act
+	hash       string
+	replay     *Record // set: this request was answered before
+}
+
+func (d *Decider) attempt(ctx context.Context, req Request, caller identity.Caller) (Answer, error) {
+	s, err := d.read(ctx, req, caller)
+	if err != nil {
+		return Answer{}, err
+	}
+	if s.replay != nil {
+		return d.replay(ctx, s)
+	}
+	r, err := d.rule(ctx, req, caller, s)
+	if err != nil {
+		return Answer{}, err
+	}
+	record, granted, err := d.commit(ctx, req, s, r)
+	if err != nil {
+		return Answer{}, err
+	}
+	d.cfg.Metrics.Decisions.WithLabelValues(string(r.Effect)).Inc()
+	d.cfg.Logger.InfoContext(ctx, "decision", "decision", record.ID, "effect", r.Effect, "reason", r.Reasons[0].Code,
+		"action", req.Intent.Action, "session", s.session.ID, "approval", record.Approval, "lease", record.Lease)
+	if granted == nil {
+		return record.Answer, nil
+	}
+	return d.mint(ctx, record.Answer, *granted, s.act)
+}
+
+func (d *Decider) read(ctx context.Context, req Request, caller identity.Caller) (s situation, err error) {
+	err = d.cfg.Store.View(ctx, func(tx Tx) error {
+		s = situation{now: tx.Now()}
+		if req.Approval != "" {
+			a, err := approval.Find(ctx, tx, req.Approval, caller)
+			if err != nil {
+				return err
+			}
+			s.approval = &a
+		}
+		if err := d.findSession(ctx, tx, req, caller, &s); err != nil {
+			return err
+		}
+		if req.IdempotencyKey == "" {
+			return nil
+		}
+		return d.findReplay(ctx, tx, req, caller, &s)
+	})
+	if err != nil {
+		return s, err
+	}
+	s.act = intent.Act{
+		User: s.user.Ref, Agent: caller.Agent.Ref, Session: s.session.ID,
+		Intent: req.Intent, Resource: req.Resource, Context: req.Context,
+	}
+	s.hash, err = s.act.Hash()
+	return s, err
+}
+
+func (d *Decider) findSession(ctx context.Context, tx Tx, req Request, caller identity.Caller, s *situation) (err error) {
+	sessionID := req.Session
+	if s.approval != nil {
+		if sessionID == "" { // a continuation of a decision that opened its own session
+			sessionID = s.approval.Session
+		} else if sessionID != s.approval.Session {
+			return fault.New(fault.NotFound, "no such approval in this session")
+		}
+	}
+	switch {
+	case sessionID != "":
+		if s.session, err = session.Find(ctx, tx, sessionID, caller); err != nil {
+			return err
+		}
+		if !s.session.Alive(s.now) {
+			return fault.New(fault.SessionEnded, "the session is over; open a new one")
+		}
+		s.user = s.session.User
+		if caller.User != nil {
+			s.user = *caller.User
+		}
+	case !d.cfg.OpenOnDecide:
+		return fault.Invalid("/session", "is missing; open one with POST /sessions")
+	case caller.User == nil:
+		return fault.New(fault.InvalidToken, "the tokens name no user: bring the user's token as subject_token, or a session")
+	default:
+		s.user, s.newSession = *caller.User, true
+		s.session = session.New(s.user, caller.Agent.Ref, session.Spec{}, d.cfg.Sessions, s.now)
+	}
+	return nil
+}
+
+func (d *Decider) findReplay(ctx context.Context, tx Tx, req Request, caller identity.Caller, s *situation) error {
+	replay, ok, err := tx.Replay(ctx, caller.Agent.Ref, req.IdempotencyKey)
+	if err != nil || !ok || replay.Decision == req.supersedes {
+		return err
+	}
+	asked := req
+	if req.supersedes != "" {
+		asked.Approval = "" // the wait put it there; the request itself had none
+	}
+	digest, err := asked.digest(s.user.Ref)
+	if err != nil {
+		return err
+	}
+	if digest != replay.Digest {
+		return fault.New(fault.IdempotencyConflict, "this Idempotency-Key was used for another request")
+	}
+	record, err := tx.Decision(ctx, replay.Decision)
+	if err != nil {
+		return err
+	}
+	if s.newSession { // the first request opened the session; this one opens none
+		s.newSession = false
+		if s.session, err = tx.Session(ctx, record.Session); err != nil {
+			return err
+		}
+	}
+	if record.Answer.Approval != nil {
+		a, err := tx.Approval(ctx, record.Approval)
+		if err != nil {
+			return err
+		}
+		record.Answer.Approval = ViewOf(a)
+	}
+	s.replay = &record
+	return nil
+}
+
+// ruling is policy's result after the other steps had their say: a deny, or a
+// grant or a plan that can be carried out.
+type ruling struct {
+	policy.Result
+	grant *lease.Grant
+	plan  *approval.Plan
+	// rests is the approval that an allow uses up.
+	rests *approval.Approval
+}
+
+func (r ruling) deny(code, message string) ruling {
+	r.Result = policy.Result{
+		Effect: policy.Deny, Reasons: []policy.Reason{{Code: code, Message: message}}, Labels: r.Labels, Policy: r.Policy,
+	}
+	return r
+}
+
+func (d *Decider) rule(ctx context.Context, req Request, caller identity.Caller, s situation) (ruling, error) {
+	in := policy.Input{
+		User: s.user, Agent: caller.Agent, Session: facts(s.session),
+		Intent: req.Intent, Resource: req.Resource, Context: req.Context, Time: s.now, IP: req.IP,
+	}
+	var r ruling
+	if a := s.approval; a != nil {
+		code, message, ok := a.Usable(s.now, s.hash)
+		if code != "" {
+			r.Policy = d.cfg.Policy.Version()
+			return r.deny(code, message), nil
+		}
+		if ok {
+			in.Approvals = []policy.Approval{{Approver: a.Approver, ACR: a.ACR, AMR: a.AMR, AuthTime: a.AuthTime}}
+			r.rests = a
+		}
+	}
+	result, err := d.cfg.Policy.Decide(ctx, in)
+	if err != nil {
+		return ruling{}, err
+	}
+	r.Result = result
+	switch {
+	case r.Effect == policy.RequireCIBA:
+		plan, refusal := approval.Resolve(r.Approval, s.act, s.user, d.cfg.Providers, d.cfg.PromptLife)
+		if refusal != nil {
+			return r.deny(refusal.Code, refusal.Message), nil
+		}
+		r.plan = &plan
+	case r.Effect == policy.Allow && r.Credential != nil:
+		c := r.Credential
+		minter, ok := d.cfg.Minters[c.Minter]
+		if !ok {
+			return r.deny("credential_minter", "Policy names a minter that is not configured: "+c.Minter), nil
+		}
+		grant, refusal := minter.Plan(lease.Want{
+			Scope: c.Scope, TTL: time.Duration(c.TTL), Revocability: c.Revocability, Precision: c.Precision,
+		})
+		if refusal != nil {
+			return r.deny(refusal.Code, refusal.Message), nil
+		}
+		r.grant = &grant
+	}
+	return r, nil
+}
+
+// commit makes the ruling durable, all of it or nothing.
+func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling) (Record, *lease.Lease, error) {
+	var record Record
+	var granted *lease.Lease
+	err := d.cfg.Store.Update(ctx, func(tx Tx) error {
+		granted = nil
+		record = Record{
+			ID: id.New(id.Decision), At: tx.Now(), Session: s.session.ID, User: s.act.User, Agent: s.act.Agent, IntentHash: s.hash,
+			Answer: Answer{
+				Decision: r.Effect, Session: s.session.ID, Reasons: r.Reasons, Policy: r.Policy,
+				Obligations: r.Obligations, Advice: r.Advice,
+			},
+		}
+		record.Answer.DecisionID = record.ID
+		if record.Answer.Obligations == nil {
+			record.Answer.Obligations = []map[string]any{}
+		}
+		if err := d.settle(ctx, tx, s, r); err != nil {
+			return err
+		}
+		kind := audit.DecisionDeny
+		switch r.Effect {
+		case policy.RequireCIBA:
+			kind = audit.DecisionRequireCIBA
+			a, err := approval.Open(ctx, tx, approval.Opening{
+				Plan: *r.plan, Session: s.session.ID, Decision: record.ID, User: s.act.User, Agent: s.act.Agent,
+				IntentHash: s.hash, MaxPending: d.cfg.MaxPending,
+			})
+			if err != nil {
+				return err
+			}
+			record.Approval, record.Answer.Approval = a.ID, ViewOf(a)
+		case policy.Allow:
+			kind = audit.DecisionAllow
+			if r.rests != nil {
+				if err := approval.Consume(ctx, tx, *r.rests, record.ID); err != nil {
+					return err
+				}
+				record.Approval = r.rests.ID
+			}
+			if r.grant != nil {
+				l := lease.New(*r.grant, s.session.ID, s.session.EndsAt, record.ID, s.act, s.hash, tx.Now())
+				if !l.Alive(tx.Now()) {
+					return fault.New(fault.SessionEnded, "the session ends before a credential could be used")
+				}
+				if err := lease.Begin(ctx, tx, l); err != nil {
+					return err
+				}
+				record.Lease, granted = l.ID, &l
+			}
+		}
+		if err := d.remember(ctx, tx, req, s, record.ID); err != nil {
+			return err
+		}
+		if err := tx.InsertDecision(ctx, record); err != nil {
+			return err
+		}
+		return audit.Append(ctx, tx, audit.Entry{
+			Kind: kind, Session: s.session.ID, Decision: record.ID, Approval: record.Approval, Lease: record.Lease,
+			User: s.act.User, Agent: s.act.Agent, Detail: map[string]any{
+				"action": req.Intent.Action, "resource": map[string]any{"type": req.Resource.Type, "id": req.Resource.ID},
+				"purpose": req.Intent.Purpose, "intent_hash": s.hash, "reasons": r.Reasons, "policy": r.Policy,
+			},
+		})
+	})
+	return record, granted, err
+}
+
+// settle leaves the decision's marks on its session. A deny and an ask leave
+// labels, but nothing was spent.
+func (d *Decider) settle(ctx context.Context, tx Tx, s situation, r ruling) error {
+	if s.newSession {
+		if err := session.Open(ctx, tx, s.session); err != nil {
+			return err
+		}
+	}
+	spent := r.Counters
+	if r.Effect != policy.Allow {
+		spent = nil
+	}
+	return session.Settle(ctx, tx, s.session, r.Labels, spent)
+}
+
+func (d *Decider) remember(ctx context.Context, tx Tx, req Request, s situation, decision string) error {
+	if req.IdempotencyKey == "" {
+		return nil
+	}
+	asked := req
+	if req.supersedes != "" {
+		asked.Approval = ""
+	}
+	digest, err := asked.digest(s.user.Ref)
+	if err != nil {
+		return err
+	}
+	return tx.PutReplay(ctx, s.act.Agent, req.IdempotencyKey, Replay{digest, decision}, req.supersedes)
+}
+
+// mint makes the secret of a committed lease.
+func (d *Decider) mint(ctx context.Context, answer Answer, l lease.Lease, act intent.Act) (Answer, error) {
+	secret, err := d.cfg.Minters[l.Minter].Mint(ctx, l, act)
+	if err != nil {
+		d.cfg.Metrics.Leases.WithLabelValues(l.Kind, "mint_failed").Inc()
+		endErr := d.cfg.Store.Update(context.WithoutCancel(ctx), func(tx Tx) error {
+			return lease.End(ctx, tx, l, endMintFailed, identity.Ref{})
+		})
+		return Answer{}, &fault.Error{
+			Code: fault.MintFailed, Detail: "allowed, but the credential could not be made; repeat with the same Idempotency-Key",
+			RetryAfter: time.Second, Err: errors.Join(err, endErr),
+		}
+	}
+	d.cfg.Metrics.Leases.WithLabelValues(l.Kind, "minted").Inc()
+	answer.Credential = &Credential{
+		Lease: l.ID, Kind: l.Kind, ExpiresAt: l.ExpiresAt, Revocability: l.Revocability, Precision: l.Precision,
+		Scope: l.Scope, Secret: secret,
+	}
+	return answer, nil
+}
+
+const (
+	endMintFailed = "mint_failed"
+	endReissued   = "reissued"
+)
+
+// replay gives a retry the decision that it got before. A credential is minted
+// anew, to the same end, and the old one revoked: no secret is kept to be given
+// out twice.
+func (d *Decider) replay(ctx context.Context, s situation) (Answer, error) {
+	r := s.replay
+	if r.Lease == "" {
+		return r.Answer, nil
+	}
+	var next lease.Lease
+	err := d.cfg.Store.Update(ctx, func(tx Tx) error {
+		now := tx.Now()
+		current, err := tx.Decision(ctx, r.ID) // another retry may have been faster
+		if err != nil {
+			return err
+		}
+		old, err := tx.Lease(ctx, current.Lease)
+		if err != nil {
+			return err
+		}
+		alive, err := tx.Session(ctx, r.Session)
+		if err != nil {
+			return err
+		}
+		again := old.Alive(now) || old.EndReason == endMintFailed && now.Before(old.ExpiresAt)
+		if !again || !alive.Alive(now) {
+			return fault.New(fault.LeaseEnded, "the credential of this decision has ended; ask again with a new Idempotency-Key")
+		}
+		next = old
+		next.ID, next.State, next.CreatedAt, next.EndedAt, next.EndReason = id.New(id.Lease), lease.Active, now, time.Time{}, ""
+		if err := lease.End(ctx, tx, old, endReissued, identity.Ref{}); err != nil {
+			return err
+		}
+		if err := lease.Begin(ctx, tx, next); err != nil {
+			return err
+		}
+		if err := tx.SetDecisionLease(ctx, r.ID, next.ID); err != nil {
+			return err
+		}
+		return audit.Append(ctx, tx, audit.Entry{
+			Kind: audit.DecisionReissued, Session: r.Session, Decision: r.ID, Lease: next.ID, User: r.User, Agent: r.Agent,
+			Detail: map[string]any{"replaces": old.ID},
+		})
+	})
+	if err != nil {
+		return Answer{}, err
+	}
+	return d.mint(ctx, r.Answer, next, s.act)
+}
+
+func facts(s session.Session) policy.SessionFacts {
+	f := policy.SessionFacts{ID: s.ID, Labels: s.Labels, Counters: s.Counters, StartedAt: s.StartedAt}
+	if s.Task != nil {
+		f.Task = map[string]any{"text": s.Task.Text, "source": string(s.Task.Source)}
+	}
+	if e := s.Envelope; e != nil {
+		actions, resources := make([]any, len(e.Actions)), make([]any, len(e.Resources))
+		for i, a := range e.Actions {
+			actions[i] = a
+		}
+		for i, r := range e.Resources {
+			resources[i] = map[string]any{"type": r.Type, "id": r.ID}
+		}
+		f.Envelope = map[string]any{"actions": actions, "resources": resources, "source": string(e.Source)}
+	}
+	return f
+}

@@ -1,0 +1,221 @@
+// Package dev puts Writ and the embedded OpenID provider together on loopback, for
+// trying it out: `writ dev` and `writ demo`. Nothing in it is for production.
+package dev
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writsec/writ/bundles"
+	"github.com/writsec/writ/internal/config"
+	"github.com/writsec/writ/internal/devidp"
+	"github.com/writsec/writ/internal/server"
+)
+
+// Audience is what the embedded provider's access tokens are for: this Writ.
+const Audience = "urn:writ:dev"
+
+// OpsConsole is the client whose tokens the operator uses.
+const OpsConsole = "ops-console"
+
+// Config says where to run.
+type Config struct {
+	// Dir keeps the data; it is made if it does not exist.
+	Dir string
+	// Policies is the directory of Rego; "" for Dir/policies, filled from the sample
+	// bundle where it does not exist.
+	Policies string
+	// Listen, OpsListen and IDPListen are loopback addresses; port 0 is any.
+	Listen, OpsListen, IDPListen string
+	Logger                       *slog.Logger
+}
+
+// Dev is a running pair, once Run is called.
+type Dev struct {
+	IDP    *devidp.IdP
+	Server *server.Server
+	// URL of Writ's API.
+	URL string
+	// Policies is the directory that is watched.
+	Policies string
+	// Services are the resource servers that may introspect, by audience.
+	Services map[string]Service
+}
+
+// Service is a resource server's account.
+type Service struct{ ID, Secret, Audience string }
+
+// minters are what the sample policies mint with.
+var minters = map[string][]string{
+	"crm":      {"crm:read", "crm:write"},
+	"hr":       {"hr:onboard", "hr:offboard"},
+	"payments": {"payments:create"},
+}
+
+// New makes what is missing in the folder and binds everything.
+func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make data folder: %w", err)
+	}
+	d := &Dev{Policies: cfg.Policies, Services: map[string]Service{}}
+	if d.Policies == "" {
+		d.Policies = filepath.Join(cfg.Dir, "policies")
+		if err := unpackSample(d.Policies); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := secretFile(cfg.Dir, "root.key"); err != nil {
+		return nil, err
+	}
+	cibaSecret, err := secretFile(cfg.Dir, "ciba-client-secret")
+	if err != nil {
+		return nil, err
+	}
+	d.IDP, err = devidp.New(devidp.Config{
+		Listen: cfg.IDPListen, Audience: Audience, Logger: cfg.Logger,
+		CIBAClient: devidp.Client{ID: "writ", Secret: cibaSecret},
+		Users: append(devidp.DefaultUsers(),
+			devidp.User{ID: "olga", Name: "Olga Orlov", Email: "olga@example.com", Groups: []string{"writ-operators"}}),
+		Agents: append(devidp.DefaultAgents(), devidp.Agent{ID: OpsConsole}),
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = d.IDP.Close()
+		}
+	}()
+	wc, err := d.serverConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	d.Server, err = server.New(ctx, wc, cfg.Logger)
+	return d, err
+}
+
+func (d *Dev) serverConfig(cfg Config) (config.Config, error) {
+	listen, err := freePort(cfg.Listen)
+	if err != nil {
+		return config.Config{}, err
+	}
+	d.URL = "http://" + listen
+	c := config.Default()
+	c.Listen, c.OpsListen, c.ExternalURL = listen, cfg.OpsListen, d.URL
+	c.Store = "sqlite:" + filepath.Join(cfg.Dir, "writ.db")
+	c.RootKeyFile = filepath.Join(cfg.Dir, "root.key")
+	c.Policy.Path, c.Policy.Reload = d.Policies, 500*time.Millisecond
+	c.Sessions.OpenOnDecide = true
+	c.Issuers = []config.Issuer{{
+		Issuer: d.IDP.Issuer(), SpeaksFor: []config.Principal{config.User, config.Agent, config.Operator},
+		Audience: Audience, Algorithms: []string{"ES256"}, ClockLeeway: 30 * time.Second,
+		Operator: &config.Operators{Claim: "groups", Value: "writ-operators", Clients: []string{OpsConsole}},
+		CIBA: &config.CIBA{
+			ClientID: "writ", ClientSecretFile: filepath.Join(cfg.Dir, "ciba-client-secret"), ClientAuth: "client_secret_basic",
+			LoginHint: "{sub}", Algorithms: []string{"ES256"}, Timeout: 40 * time.Second,
+			BindingMessage: config.BindingMessage{MaxLength: 200, Charset: "text"},
+		},
+	}}
+	c.Minters = map[string]config.Minter{}
+	for name, scopes := range minters {
+		file := "service-" + name + "-secret"
+		secret, err := secretFile(cfg.Dir, file)
+		if err != nil {
+			return config.Config{}, err
+		}
+		s := Service{ID: name + "-api", Secret: secret, Audience: "urn:" + name + ":api"}
+		d.Services[name] = s
+		c.Minters[name] = config.Minter{
+			Kind: "jwt", Audience: s.Audience, Scopes: scopes, MaxTTL: 5 * time.Minute, Introspects: true, EnforcesDetails: name != "crm",
+		}
+		c.Services = append(c.Services, config.Service{ID: s.ID, SecretFile: filepath.Join(cfg.Dir, file), Audience: s.Audience})
+	}
+	return c, nil
+}
+
+// Run serves both until ctx ends.
+func (d *Dev) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.IDP.Run(ctx) })
+	g.Go(func() error { return d.Server.Run(ctx) })
+	return g.Wait()
+}
+
+// freePort gives port 0 a number: Writ's own URL must be known before it listens.
+func freePort(addr string) (string, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || port != "0" {
+		return addr, err
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return "", fmt.Errorf("find a free port: %w", err)
+	}
+	return l.Addr().String(), l.Close()
+}
+
+// secretFile reads a secret of the data folder and makes it the first time.
+func secretFile(dir, name string) (string, error) {
+	path := filepath.Join(dir, name)
+	s, err := config.Secret(path)
+	if !errors.Is(err, os.ErrNotExist) {
+		return s, err
+	}
+	b := make([]byte, 32)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	s = base64.StdEncoding.EncodeToString(b)
+	if err := os.WriteFile(path, []byte(s+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("make %s: %w", name, err)
+	}
+	return s, nil
+}
+
+// unpackSample writes the sample bundle as a directory to edit, unless it exists.
+func unpackSample(dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	z, err := gzip.NewReader(bytes.NewReader(bundles.Sample))
+	if err != nil {
+		return fmt.Errorf("unpack sample policies: %w", err)
+	}
+	for r := tar.NewReader(z); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("unpack sample policies: %w", err)
+		}
+		name := strings.TrimPrefix(filepath.Clean(h.Name), "/")
+		if h.Typeflag != tar.TypeReg || !filepath.IsLocal(name) {
+			continue
+		}
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return fmt.Errorf("unpack sample policies: %w", err)
+		}
+		data, err := io.ReadAll(io.LimitReader(r, 1<<20))
+		if err != nil {
+			return fmt.Errorf("unpack sample policies: %w", err)
+		}
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			return fmt.Errorf("unpack sample policies: %w", err)
+		}
+	}
+}

@@ -1,0 +1,195 @@
+package httpapi
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+
+	"github.com/writsec/writ/internal/decision"
+	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/intent"
+	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/session"
+)
+
+// decideBody is the request of /decide.
+type decideBody struct {
+	SubjectToken string          `json:"subject_token"`
+	Session      string          `json:"session"`
+	Intent       intent.Intent   `json:"intent"`
+	Resource     intent.Resource `json:"resource"`
+	Context      map[string]any  `json:"context"`
+	Approval     string          `json:"approval"`
+}
+
+func (a *API) decide(w http.ResponseWriter, r *http.Request) error {
+	token, err := bearer(r)
+	if err != nil {
+		return err
+	}
+	var b decideBody
+	if err := readJSON(w, r, &b); err != nil {
+		return err
+	}
+	if err := b.Intent.Check(); err != nil {
+		return err
+	}
+	if err := b.Resource.Check(); err != nil {
+		return err
+	}
+	key, err := idempotencyKey(r)
+	if err != nil {
+		return err
+	}
+	wait, err := preferWait(r, a.MaxWait)
+	if err != nil {
+		return err
+	}
+	answer, err := a.Decider.Decide(r.Context(), decision.Request{
+		Bearer: token, SubjectToken: b.SubjectToken, Session: b.Session, Intent: b.Intent, Resource: b.Resource,
+		Context: b.Context, Approval: b.Approval, IdempotencyKey: key, Wait: wait, IP: a.callerIP(r),
+	})
+	if err != nil {
+		if fault.Is(err, fault.InvalidToken) {
+			a.Metrics.TokensRefused.WithLabelValues("agent").Inc()
+		}
+		return err
+	}
+	if wait > 0 {
+		w.Header().Set("Preference-Applied", fmt.Sprintf("wait=%d", int(wait.Seconds())))
+	}
+	return writeJSON(w, http.StatusOK, answer)
+}
+
+func (a *API) getApproval(w http.ResponseWriter, r *http.Request) error {
+	c, err := a.caller(r)
+	if err != nil {
+		return err
+	}
+	wait, err := queryWait(r, a.MaxWait)
+	if err != nil {
+		return err
+	}
+	got, err := a.Approvals.Wait(r.Context(), chi.URLParam(r, "id"), c, wait)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, decision.ViewOf(got))
+}
+
+func (a *API) withdrawApproval(w http.ResponseWriter, r *http.Request) error {
+	c, err := a.caller(r)
+	if err != nil {
+		return err
+	}
+	got, err := a.Approvals.Withdraw(r.Context(), chi.URLParam(r, "id"), c)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, decision.ViewOf(got))
+}
+
+// sessionBody is the request of POST /sessions.
+type sessionBody struct {
+	SubjectToken string        `json:"subject_token"`
+	Task         string        `json:"task"`
+	Envelope     *envelopeBody `json:"envelope"`
+	ExpiresIn    int           `json:"expires_in"` // seconds
+}
+
+type envelopeBody struct {
+	Actions   []string                  `json:"actions"`
+	Resources []session.ResourcePattern `json:"resources"`
+}
+
+func (a *API) openSession(w http.ResponseWriter, r *http.Request) error {
+	var b sessionBody
+	if err := readJSON(w, r, &b); err != nil {
+		return err
+	}
+	c, err := a.callerWith(r, b.SubjectToken)
+	if err != nil {
+		return err
+	}
+	if b.ExpiresIn < 0 || b.ExpiresIn > int(a.Sessions.Settings.MaxAge.Seconds()) {
+		return fault.Invalid("/expires_in", "expected 1 to %d seconds", int(a.Sessions.Settings.MaxAge.Seconds()))
+	}
+	spec := session.Spec{Task: b.Task, Age: time.Duration(b.ExpiresIn) * time.Second}
+	if b.Envelope != nil {
+		spec.Envelope = &session.Envelope{Actions: b.Envelope.Actions, Resources: b.Envelope.Resources}
+	}
+	s, err := a.Sessions.Open(r.Context(), c, spec)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Location", "/sessions/"+s.ID)
+	return writeJSON(w, http.StatusCreated, viewSession(s, true))
+}
+
+func (a *API) getSession(w http.ResponseWriter, r *http.Request) error {
+	c, err := a.caller(r)
+	if err != nil {
+		return err
+	}
+	s, alive, err := a.Sessions.Get(r.Context(), c, chi.URLParam(r, "id"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, viewSession(s, alive))
+}
+
+func (a *API) endSession(w http.ResponseWriter, r *http.Request) error {
+	c, err := a.caller(r)
+	if err != nil {
+		return err
+	}
+	s, _, err := a.Revoker.EndSession(r.Context(), c, chi.URLParam(r, "id"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, viewSession(s, false))
+}
+
+// sessionView is a session as its agent sees it.
+type sessionView struct {
+	Session   string            `json:"session"`
+	Status    string            `json:"status"`
+	User      identity.Ref      `json:"user"`
+	Agent     identity.Ref      `json:"agent"`
+	Task      *session.Task     `json:"task,omitempty"`
+	Envelope  *session.Envelope `json:"envelope,omitempty"`
+	StartedAt time.Time         `json:"started_at"`
+	EndsAt    time.Time         `json:"ends_at"`
+	EndReason string            `json:"end_reason,omitempty"`
+}
+
+func viewSession(s session.Session, alive bool) sessionView {
+	v := sessionView{
+		Session: s.ID, Status: "active", User: s.User.Ref, Agent: s.Agent, Task: s.Task, Envelope: s.Envelope,
+		StartedAt: s.StartedAt, EndsAt: s.EndsAt, EndReason: s.EndReason,
+	}
+	if !alive {
+		v.Status = "ended"
+	}
+	return v
+}
+
+func (a *API) releaseLease(w http.ResponseWriter, r *http.Request) error {
+	c, err := a.caller(r)
+	if err != nil {
+		return err
+	}
+	l, err := a.Revoker.Release(r.Context(), c, chi.URLParam(r, "id"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, struct {
+		Lease     string      `json:"lease"`
+		State     lease.State `json:"state"`
+		EndedAt   time.Time   `json:"ended_at"`
+		EndReason string      `json:"end_reason"`
+	}{l.ID, l.State, l.EndedAt, l.EndReason})
+}

@@ -1,0 +1,96 @@
+package httpapi
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"regexp"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
+
+	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/id"
+	"github.com/writsec/writ/internal/telemetry"
+)
+
+// callerID is what a caller may choose as request id: nothing that could forge a
+// log line.
+var callerID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+func (a *API) requestID(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		reqID := r.Header.Get("X-Request-ID")
+		if !callerID.MatchString(reqID) {
+			reqID = id.New(id.Request)
+		}
+		w.Header().Set("X-Request-ID", reqID)
+		next.ServeHTTP(w, r.WithContext(telemetry.WithRequestID(r.Context(), reqID)))
+	})
+}
+
+func (a *API) observe(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		ww := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
+		next.ServeHTTP(ww, r)
+		route := chi.RouteContext(r.Context()).RoutePattern()
+		if route == "" {
+			route = "none" // a stranger's path must not become a label
+		}
+		method := r.Method
+		switch method {
+		case http.MethodGet, http.MethodPost, http.MethodDelete:
+		default:
+			method = "other"
+		}
+		a.Metrics.Requests.WithLabelValues(route, method, strconv.Itoa(ww.Status())).Observe(time.Since(start).Seconds())
+	})
+}
+
+func (a *API) recoverPanic(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if v := recover(); v != nil {
+				a.Logger.ErrorContext(r.Context(), "panic", "value", fmt.Sprint(v), "stack", string(debug.Stack()))
+				writeProblem(w, r, a.Logger, fault.New(fault.Internal, "the log has the cause under this request_id"))
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// bound keeps memory bounded: each request can hold its body and a waiter.
+func (a *API) bound(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case a.busy <- struct{}{}:
+			defer func() { <-a.busy }()
+			next.ServeHTTP(w, r)
+		default:
+			writeProblem(w, r, a.Logger, &fault.Error{
+				Code: fault.Overloaded, Detail: "too many requests at a time", RetryAfter: time.Second,
+			})
+		}
+	})
+}
+
+// callerIP is the caller's address as Writ can know it.
+func (a *API) callerIP(r *http.Request) string {
+	if a.BehindProxy {
+		// Only the entry that our own proxy appended can be believed.
+		hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+		if ip := net.ParseIP(strings.TrimSpace(hops[len(hops)-1])); ip != nil {
+			return ip.String()
+		}
+	}
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return ""
+	}
+	return host
+}

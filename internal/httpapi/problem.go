@@ -1,0 +1,93 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strconv"
+
+	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/telemetry"
+)
+
+// ProblemBase, followed by a fault's code, is the type of a problem (RFC 9457
+// §3.1.1): the page that explains it.
+const ProblemBase = "https://github.com/writsec/writ/blob/main/docs/errors.md#"
+
+// problemKinds is the one place where a fault gets an HTTP status.
+var problemKinds = map[fault.Code]struct {
+	status int
+	title  string
+}{
+	fault.InvalidRequest:       {http.StatusBadRequest, "The request is not valid"},
+	fault.InvalidToken:         {http.StatusUnauthorized, "A token is missing or refused"},
+	fault.InvalidClient:        {http.StatusUnauthorized, "The service's credentials are refused"},
+	fault.Forbidden:            {http.StatusForbidden, "Not allowed"},
+	fault.NotFound:             {http.StatusNotFound, "No such thing"},
+	fault.MethodNotAllowed:     {http.StatusMethodNotAllowed, "The route has no such method"},
+	fault.SessionEnded:         {http.StatusConflict, "The session is over"},
+	fault.IdempotencyConflict:  {http.StatusConflict, "The Idempotency-Key was used for another request"},
+	fault.LeaseEnded:           {http.StatusConflict, "The credential of this decision has ended"},
+	fault.BodyTooLarge:         {http.StatusRequestEntityTooLarge, "The body is too large"},
+	fault.UnsupportedMediaType: {http.StatusUnsupportedMediaType, "The body is of the wrong type"},
+	fault.MintFailed:           {http.StatusServiceUnavailable, "The credential could not be made"},
+	fault.NotReady:             {http.StatusServiceUnavailable, "Writ is not ready"},
+	fault.Unavailable:          {http.StatusServiceUnavailable, "The store is not available"},
+	fault.Overloaded:           {http.StatusTooManyRequests, "Too much at a time"},
+	fault.Internal:             {http.StatusInternalServerError, "Something went wrong inside Writ"},
+}
+
+// problem is RFC 9457, with the fields that are wrong as its §3 example has them.
+type problem struct {
+	Type      string         `json:"type"`
+	Title     string         `json:"title"`
+	Status    int            `json:"status"`
+	Detail    string         `json:"detail"`
+	Code      fault.Code     `json:"code"`
+	Errors    []problemField `json:"errors,omitempty"`
+	RequestID string         `json:"request_id"`
+}
+
+type problemField struct {
+	Pointer string `json:"pointer"`
+	Detail  string `json:"detail"`
+}
+
+// writeProblem answers with what the caller may know of err and logs the rest.
+func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err error) {
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
+		err = fault.Wrap(fault.NotReady, err, "Writ is stopping")
+	}
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok {
+		f = fault.Wrap(fault.Internal, err, "the log has the cause under this request_id")
+	}
+	kind := problemKinds[f.Code]
+	level := slog.LevelInfo
+	if kind.status >= 500 {
+		level = slog.LevelError
+	}
+	log.Log(r.Context(), level, "request refused", "code", f.Code, "path", r.URL.Path, "error", err)
+	p := problem{
+		Type: ProblemBase + string(f.Code), Title: kind.title, Status: kind.status, Detail: f.Detail, Code: f.Code,
+		RequestID: telemetry.RequestID(r.Context()),
+	}
+	for _, field := range f.Fields {
+		p.Errors = append(p.Errors, problemField(field))
+	}
+	h := w.Header()
+	switch f.Code {
+	case fault.InvalidToken:
+		h.Set("WWW-Authenticate", `Bearer realm="writ", error="invalid_token"`)
+	case fault.InvalidClient:
+		h.Set("WWW-Authenticate", `Basic realm="writ"`)
+	}
+	if f.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(int(f.RetryAfter.Seconds())))
+	}
+	h.Set("Content-Type", "application/problem+json")
+	w.WriteHeader(kind.status)
+	_ = json.NewEncoder(w).Encode(p) // the client is gone if this fails
+}

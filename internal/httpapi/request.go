@@ -1,0 +1,125 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/strictjson"
+)
+
+// readJSON reads a JSON body strictly.
+func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
+	body, err := readBody(w, r, "application/json")
+	if err != nil {
+		return err
+	}
+	return strictjson.Decode(body, v)
+}
+
+func readBody(w http.ResponseWriter, r *http.Request, want string) ([]byte, error) {
+	got, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || got != want {
+		return nil, fault.New(fault.UnsupportedMediaType, "send the body as Content-Type: %s", want)
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return nil, fault.New(fault.BodyTooLarge, "the body has more than %d bytes", maxBody)
+	}
+	if err != nil {
+		return nil, fault.Wrap(fault.InvalidRequest, err, "the body could not be read to its end")
+	}
+	return body, nil
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(v) // the client is gone if this fails
+	return nil
+}
+
+// bearer reads the one access token of a request (RFC 6750 §2.1).
+func bearer(r *http.Request) (string, error) {
+	h := r.Header.Values("Authorization")
+	if len(h) != 1 {
+		return "", fault.New(fault.InvalidToken, "send exactly one header Authorization: Bearer <access token>")
+	}
+	scheme, token, _ := strings.Cut(h[0], " ")
+	if !strings.EqualFold(scheme, "Bearer") || token == "" {
+		return "", fault.New(fault.InvalidToken, "send the access token as Authorization: Bearer <access token>")
+	}
+	return token, nil
+}
+
+// caller verifies the agent of a request that has no subject_token.
+func (a *API) caller(r *http.Request) (identity.Caller, error) {
+	return a.callerWith(r, "")
+}
+
+func (a *API) callerWith(r *http.Request, subject string) (identity.Caller, error) {
+	token, err := bearer(r)
+	if err != nil {
+		return identity.Caller{}, err
+	}
+	c, err := a.Identity.Caller(r.Context(), token, subject)
+	if err != nil {
+		a.Metrics.TokensRefused.WithLabelValues("agent").Inc()
+	}
+	return c, err
+}
+
+var visibleASCII = regexp.MustCompile(`^[!-~]{1,255}$`)
+
+func idempotencyKey(r *http.Request) (string, error) {
+	values := r.Header.Values("Idempotency-Key")
+	if len(values) == 0 {
+		return "", nil
+	}
+	if len(values) > 1 || !visibleASCII.MatchString(values[0]) {
+		return "", fault.Invalid("Idempotency-Key", "expected one value of 1 to 255 visible ASCII characters")
+	}
+	return values[0], nil
+}
+
+// preferWait reads wait=SECONDS of the Prefer header (RFC 7240 §4.3), up to max.
+func preferWait(r *http.Request, max time.Duration) (time.Duration, error) {
+	for _, p := range strings.Split(strings.Join(r.Header.Values("Prefer"), ","), ",") {
+		name, value, _ := strings.Cut(strings.TrimSpace(p), "=")
+		if !strings.EqualFold(strings.TrimSpace(name), "wait") {
+			continue
+		}
+		n, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 31)
+		if err != nil {
+			return 0, fault.Invalid("Prefer", "expected wait=SECONDS, such as wait=60")
+		}
+		return min(time.Duration(n)*time.Second, max), nil
+	}
+	return 0, nil
+}
+
+// queryWait reads ?wait=30s (or 30), up to max.
+func queryWait(r *http.Request, max time.Duration) (time.Duration, error) {
+	v := r.URL.Query().Get("wait")
+	if v == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(v)
+	if n, e := strconv.ParseUint(v, 10, 31); e == nil {
+		d, err = time.Duration(n)*time.Second, nil
+	}
+	if err != nil || d < 0 {
+		return 0, fault.Invalid("wait", "expected a duration such as 30s")
+	}
+	return min(d, max), nil
+}

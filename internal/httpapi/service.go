@@ -1,0 +1,173 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"net/http"
+	"net/url"
+
+	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/revocation"
+)
+
+// Service is a resource server that may introspect tokens of its own audience.
+type Service struct {
+	ID       string
+	Secret   string
+	Audience string
+}
+
+// LeaseStore reads leases.
+type LeaseStore interface {
+	View(ctx context.Context, f func(lease.Tx) error) error
+}
+
+// introspect is RFC 7662. Whatever keeps a token from being good for this caller
+// is the same answer, inactive: nobody learns more than that.
+func (a *API) introspect(w http.ResponseWriter, r *http.Request) error {
+	body, err := readBody(w, r, "application/x-www-form-urlencoded")
+	if err != nil {
+		return err
+	}
+	form, err := url.ParseQuery(string(body))
+	if err != nil {
+		return fault.New(fault.InvalidRequest, "the body is not a form")
+	}
+	service, err := a.service(r, form)
+	if err != nil {
+		return err
+	}
+	if len(form["token"]) != 1 {
+		return fault.Invalid("token", "expected exactly one token")
+	}
+	inactive := map[string]any{"active": false}
+	claims, leaseID, ok := a.Keys.Claims(form.Get("token"), service.Audience)
+	if !ok {
+		return writeJSON(w, http.StatusOK, inactive)
+	}
+	alive := false
+	err = a.Leases.View(r.Context(), func(tx lease.Tx) error {
+		l, err := tx.Lease(r.Context(), leaseID)
+		if fault.Is(err, fault.NotFound) {
+			return nil
+		}
+		alive = err == nil && l.Alive(tx.Now())
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case !alive:
+		return writeJSON(w, http.StatusOK, inactive)
+	}
+	claims["active"], claims["token_type"] = true, "Bearer"
+	return writeJSON(w, http.StatusOK, claims)
+}
+
+// service authenticates by client secret, in the header or in the form (RFC 6749
+// §2.3.1), in the same time whoever calls.
+func (a *API) service(r *http.Request, form url.Values) (Service, error) {
+	id, secret, inHeader := r.BasicAuth()
+	if inHeader {
+		var e1, e2 error
+		id, e1 = url.QueryUnescape(id)
+		secret, e2 = url.QueryUnescape(secret)
+		if e1 != nil || e2 != nil || form.Has("client_secret") {
+			return Service{}, refusedClient()
+		}
+	} else {
+		id, secret = form.Get("client_id"), form.Get("client_secret")
+	}
+	given := sha256.Sum256([]byte(secret))
+	var found Service
+	ok := 0
+	for _, s := range a.Services {
+		want := sha256.Sum256([]byte(s.Secret))
+		match := subtle.ConstantTimeCompare(given[:], want[:]) & subtle.ConstantTimeCompare([]byte(id), []byte(s.ID))
+		if match == 1 {
+			found, ok = s, 1
+		}
+	}
+	if ok != 1 {
+		return Service{}, refusedClient()
+	}
+	return found, nil
+}
+
+func refusedClient() error {
+	return fault.New(fault.InvalidClient, "authenticate with the id and secret of a configured service")
+}
+
+// revocationBody is the request of POST /revocations.
+type revocationBody struct {
+	Lease   string   `json:"lease"`
+	Session string   `json:"session"`
+	User    *refBody `json:"user"`
+	Agent   *refBody `json:"agent"`
+	All     bool     `json:"all"`
+	Reason  string   `json:"reason"`
+}
+
+type refBody struct {
+	Issuer  string `json:"iss"`
+	Subject string `json:"sub"`
+}
+
+const maxReason = 500
+
+// revoke is the kill switch. It needs an operator's token and nothing else.
+func (a *API) revoke(w http.ResponseWriter, r *http.Request) error {
+	token, err := bearer(r)
+	if err != nil {
+		return err
+	}
+	operator, err := a.Identity.Operator(r.Context(), token)
+	if err != nil {
+		a.Metrics.TokensRefused.WithLabelValues("operator").Inc()
+		return err
+	}
+	var b revocationBody
+	if err := readJSON(w, r, &b); err != nil {
+		return err
+	}
+	scope, err := b.scope()
+	if err != nil {
+		return err
+	}
+	result, err := a.Revoker.Revoke(r.Context(), operator, scope, b.Reason)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, result)
+}
+
+func (b revocationBody) scope() (revocation.Scope, error) {
+	s := revocation.Scope{Lease: b.Lease, Session: b.Session, All: b.All}
+	parts := 0
+	for _, set := range []bool{b.Lease != "", b.Session != "", b.User != nil, b.Agent != nil, b.All} {
+		if set {
+			parts++
+		}
+	}
+	if parts != 1 {
+		return s, fault.Invalid("", "expected exactly one of lease, session, user, agent and all: true")
+	}
+	if len(b.Reason) > maxReason {
+		return s, fault.Invalid("/reason", "is longer than %d bytes", maxReason)
+	}
+	for pointer, ref := range map[string]*refBody{"/user": b.User, "/agent": b.Agent} {
+		if ref != nil && (ref.Issuer == "" || ref.Subject == "") {
+			return s, fault.Invalid(pointer, "expected iss and sub")
+		}
+	}
+	if b.User != nil {
+		s.User = identity.Ref{Issuer: b.User.Issuer, ID: b.User.Subject}
+	}
+	if b.Agent != nil {
+		s.Agent = identity.Ref{Issuer: b.Agent.Issuer, ID: b.Agent.Subject}
+	}
+	return s, nil
+}

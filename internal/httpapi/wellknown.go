@@ -1,0 +1,32 @@
+package httpapi
+
+import "net/http"
+
+// jwks serves the keys that verify minted tokens.
+func (a *API) jwks(w http.ResponseWriter, _ *http.Request) error {
+	w.Header().Set("Cache-Control", "public, max-age=300")
+	return writeJSON(w, http.StatusOK, a.Keys.JWKS())
+}
+
+// metadata is RFC 8414. Writ issues tokens only in answer to decisions, so it has
+// neither an authorization nor a token endpoint.
+func (a *API) metadata(w http.ResponseWriter, _ *http.Request) error {
+	w.Header().Set("Cache-Control", "public, max-age=300")
+	return writeJSON(w, http.StatusOK, map[string]any{
+		"issuer":                   a.ExternalURL,
+		"jwks_uri":                 a.ExternalURL + "/.well-known/jwks.json",
+		"introspection_endpoint":   a.ExternalURL + "/introspect",
+		"response_types_supported": []string{},
+		"grant_types_supported":    []string{},
+		"introspection_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post"},
+		"authorization_details_types_supported":         []string{"writ_intent"},
+		"service_documentation":                         a.ExternalURL + "/openapi.yaml",
+	})
+}
+
+func (a *API) openapi(w http.ResponseWriter, _ *http.Request) error {
+	w.Header().Set("Cache-Control", "public, max-age=300")
+	w.Header().Set("Content-Type", "application/yaml")
+	_, _ = w.Write(OpenAPI) // the client is gone if this fails
+	return nil
+}

@@ -1,0 +1,99 @@
+// Package identity turns tokens into principals: who the user is, which agent
+// acts for them, and that the two belong together. It trusts only issuers that
+// are configured and says nothing about what a principal may do.
+package identity
+
+import (
+	"slices"
+	"strings"
+)
+
+// Ref names a principal: a subject is unique only within its issuer.
+type Ref struct {
+	Issuer string `json:"iss"`
+	ID     string `json:"sub"`
+}
+
+// IsZero reports whether r names nobody.
+func (r Ref) IsZero() bool { return r == Ref{} }
+
+// String joins issuer and subject unambiguously: an issuer has no fragment.
+func (r Ref) String() string { return r.Issuer + "#" + r.ID }
+
+// Principal is a verified identity.
+type Principal struct {
+	Ref
+	// Claims are those of the token that proved it; numbers are json.Number.
+	Claims map[string]any
+}
+
+// Caller is who makes a request: an agent, and the user it acts for where its
+// tokens name one. Otherwise the user comes from the session.
+type Caller struct {
+	Agent Principal
+	User  *Principal
+}
+
+// Operators says which subjects of an issuer are operators: those whose token has
+// the claim with the value, or a list that holds it, and is of one of the clients,
+// if there are any.
+type Operators struct {
+	Claim, Value string
+	Clients      []string
+}
+
+func (o Operators) include(claims map[string]any, client string) bool {
+	if len(o.Clients) > 0 && !slices.Contains(o.Clients, client) {
+		return false
+	}
+	switch v := claims[o.Claim].(type) {
+	case string:
+		return v == o.Value
+	case []any:
+		return slices.Contains(v, any(o.Value))
+	}
+	return false
+}
+
+func stringClaim(claims map[string]any, name string) string {
+	s, _ := claims[name].(string)
+	return s
+}
+
+// audiences reads aud, a string or a list of strings (RFC 7519 §4.1.3).
+func audiences(claims map[string]any) []string {
+	switch v := claims["aud"].(type) {
+	case string:
+		return []string{v}
+	case []any:
+		var out []string
+		for _, a := range v {
+			if s, ok := a.(string); ok {
+				out = append(out, s)
+			}
+		}
+		return out
+	}
+	return nil
+}
+
+// actor reads sub of the outermost act or may_act (RFC 8693 §4.1, §4.4), which is
+// the only one that decides. ok is false when the claim is there but malformed
+// or speaks of another issuer.
+func actor(claims map[string]any, name, issuer string) (sub string, ok bool) {
+	raw, present := claims[name]
+	if !present {
+		return "", true
+	}
+	m, isObject := raw.(map[string]any)
+	if !isObject {
+		return "", false
+	}
+	if iss, named := m["iss"]; named && iss != issuer {
+		return "", false
+	}
+	sub = stringClaim(m, "sub")
+	return sub, sub != "" && !strings.ContainsFunc(sub, isControl)
+}
+
+func isControl(r rune) bool { return r < 0x20 || r == 0x7f }

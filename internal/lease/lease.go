@@ -1,0 +1,214 @@
+// Package lease is the life of one minted credential: from the commit that
+// records it, before its secret exists, to its end.
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/writsec/writ/internal/audit"
+	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/id"
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/intent"
+)
+
+// State is where a lease stands. A credential that Writ signs by itself has
+// nothing outside to make or unmake: it is recorded as Active before it is signed,
+// and Revoked as soon as introspection refuses it, which is the same commit.
+type State string
+
+// The states.
+const (
+	Active  State = "active"
+	Revoked State = "revoked"
+)
+
+// Lease is one credential.
+type Lease struct {
+	ID         string
+	State      State
+	Session    string
+	Decision   string
+	User       identity.Ref
+	Agent      identity.Ref
+	IntentHash string
+	Grant
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	EndedAt   time.Time // zero while active
+	EndReason string    // released, expired, session_ended, operator, reissued, mint_failed
+}
+
+// Alive reports whether the credential is good at now.
+func (l Lease) Alive(now time.Time) bool { return l.State == Active && now.Before(l.ExpiresAt) }
+
+// Grant is what a minter agreed to make.
+type Grant struct {
+	Minter       string         `json:"minter"`
+	Kind         string         `json:"kind"`
+	Scope        map[string]any `json:"scope"`
+	TTL          time.Duration  `json:"-"`
+	Revocability string         `json:"revocability"`
+	Precision    string         `json:"precision"`
+}
+
+// Revocability says when a revoked credential stops working.
+const (
+	RevocableInstant    = "instant"    // at once, for everyone
+	RevocableIntrospect = "introspect" // at once for those who introspect, else at expiry
+	RevocableExpiry     = "expiry"     // at expiry
+)
+
+// Precision says how closely a credential fits the act.
+const (
+	PrecisionExact  = "exact"  // this act only
+	PrecisionCoarse = "coarse" // a group of acts that includes it
+)
+
+// Want is what policy asked a minter for.
+type Want struct {
+	Scope        map[string]any
+	TTL          time.Duration
+	Revocability string // the least; "" any
+	Precision    string // the least; "" any
+}
+
+// Refusal is why a minter will not make what policy wants: the reason of a deny.
+type Refusal struct{ Code, Message string }
+
+// Minter makes one kind of credential for one target.
+type Minter interface {
+	// Plan narrows what policy wants to what the configuration grants, or refuses. It
+	// touches nothing.
+	Plan(w Want) (Grant, *Refusal)
+	// Mint makes the secret of a lease that is committed.
+	Mint(ctx context.Context, l Lease, act intent.Act) (Secret, error)
+}
+
+// Secret is what the agent uses. It is never stored or logged.
+type Secret map[string]string
+
+// String keeps a secret out of logs and errors.
+func (Secret) String() string { return "[secret]" }
+
+// GoString keeps a secret out of %#v.
+func (Secret) GoString() string { return "[secret]" }
+
+// MeetsLeast reports whether what a credential offers is at least what policy
+// demands.
+func MeetsLeast(offers, least string) bool {
+	order := map[string]int{
+		"": 0, RevocableExpiry: 1, RevocableIntrospect: 2, RevocableInstant: 3,
+		PrecisionCoarse: 1, PrecisionExact: 2,
+	}
+	return order[offers] >= order[least]
+}
+
+// ErrStale says that a lease ended since it was read.
+var ErrStale = errors.New("lease changed since it was read")
+
+// Tx is what leases need of a transaction.
+type Tx interface {
+	audit.Tx
+	Now() time.Time
+	InsertLease(ctx context.Context, l Lease) error
+	// Lease returns fault.NotFound for an unknown id.
+	Lease(ctx context.Context, id string) (Lease, error)
+	// EndLease marks an active lease revoked at the transaction's time; otherwise
+	// ErrStale.
+	EndLease(ctx context.Context, id, reason string) error
+	// ActiveLeases lists active leases of the selection, oldest first.
+	ActiveLeases(ctx context.Context, s Selection, limit int) ([]Lease, error)
+	Notify(topic string)
+}
+
+// Selection picks leases; the zero value picks none. Exactly one part is set.
+type Selection struct {
+	Lease   string
+	Session string
+	User    identity.Ref
+	Agent   identity.Ref
+	Due     bool // expired, but still marked active
+	All     bool
+}
+
+// New makes the lease of a grant, that ends with its time or its session.
+func New(g Grant, session string, sessionEnd time.Time, decision string, act intent.Act, hash string, now time.Time) Lease {
+	expires := now.Add(g.TTL)
+	if sessionEnd.Before(expires) {
+		expires = sessionEnd
+	}
+	// Tokens count in whole seconds; a lease must not claim to end later than they do.
+	expires = expires.Truncate(time.Second)
+	return Lease{
+		ID: id.New(id.Lease), State: Active, Session: session, Decision: decision, User: act.User, Agent: act.Agent,
+		IntentHash: hash, Grant: g, CreatedAt: now, ExpiresAt: expires,
+	}
+}
+
+// Begin records a lease. Only after the commit may its secret be minted.
+func Begin(ctx context.Context, tx Tx, l Lease) error {
+	if err := tx.InsertLease(ctx, l); err != nil {
+		return err
+	}
+	return audit.Append(ctx, tx, audit.Entry{
+		Kind: audit.LeaseActive, Session: l.Session, Decision: l.Decision, Lease: l.ID, User: l.User, Agent: l.Agent,
+		Detail: map[string]any{
+			"minter": l.Minter, "kind": l.Kind, "scope": l.Scope, "expires_at": l.ExpiresAt,
+			"revocability": l.Revocability, "precision": l.Precision, "intent_hash": l.IntentHash,
+		},
+	})
+}
+
+// End revokes one lease. Ending one that has ended changes nothing.
+func End(ctx context.Context, tx Tx, l Lease, reason string, operator identity.Ref) error {
+	switch err := tx.EndLease(ctx, l.ID, reason); {
+	case errors.Is(err, ErrStale):
+		return nil
+	case err != nil:
+		return err
+	}
+	return audit.Append(ctx, tx, audit.Entry{
+		Kind: audit.LeaseRevoked, Session: l.Session, Decision: l.Decision, Lease: l.ID,
+		User: l.User, Agent: l.Agent, Operator: operator, Detail: map[string]any{"reason": reason},
+	})
+}
+
+// EndAll revokes all active leases of a selection and returns how many.
+func EndAll(ctx context.Context, tx Tx, s Selection, reason string, operator identity.Ref) (int, error) {
+	const batch = 1000
+	total := 0
+	for {
+		ls, err := tx.ActiveLeases(ctx, s, batch)
+		if err != nil {
+			return total, err
+		}
+		for _, l := range ls {
+			if err := End(ctx, tx, l, reason, operator); err != nil {
+				return total, fmt.Errorf("end lease %s: %w", l.ID, err)
+			}
+		}
+		total += len(ls)
+		if len(ls) < batch {
+			return total, nil
+		}
+	}
+}
+
+// Find returns a lease of the agent's; one that isn't is as good as none:
+// fault.NotFound.
+func Find(ctx context.Context, tx Tx, leaseID string, c identity.Caller) (Lease, error) {
+	if !id.Valid(id.Lease, leaseID) {
+		return Lease{}, notFound()
+	}
+	l, err := tx.Lease(ctx, leaseID)
+	if err == nil && (l.Agent != c.Agent.Ref || (c.User != nil && l.User != c.User.Ref)) {
+		return Lease{}, notFound()
+	}
+	return l, err
+}
+
+func notFound() error { return fault.New(fault.NotFound, "no such lease of this agent and user") }

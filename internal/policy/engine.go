@@ -1,0 +1,169 @@
+// Package policy evaluates the one document that is a decision. It embeds OPA:
+// policies are compiled into an immutable snapshot behind an atomic pointer, and
+// whatever goes wrong in an evaluation is a deny.
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/bundle"
+	"github.com/open-policy-agent/opa/v1/metrics"
+	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/topdown"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/telemetry"
+)
+
+// Config makes an Engine.
+type Config struct {
+	// Path is a directory or a bundle file.
+	Path string
+	// Query is the document to evaluate.
+	Query string
+	// Deadline bounds one evaluation.
+	Deadline time.Duration
+	// Reload is how often Path is checked for a change; zero never.
+	Reload time.Duration
+	// Verification, when set, refuses a bundle that it does not verify.
+	Verification *bundle.VerificationConfig
+	// Record enters a load into the audit log: refused says why it was refused, nil
+	// that it is about to be in force. Policies that can't be recorded are not put
+	// in force.
+	Record  func(ctx context.Context, v Version, refused error) error
+	Metrics *telemetry.Metrics
+	Logger  *slog.Logger
+}
+
+// Engine answers decisions from the current snapshot.
+type Engine struct {
+	cfg     Config
+	schema  *jsonschema.Schema
+	current atomic.Pointer[snapshot]
+	slots   chan struct{} // OPA has no memory limit, so evaluations are bounded in number
+}
+
+// New makes an engine without policies; Load brings them.
+func New(cfg Config) (*Engine, error) {
+	schema, err := compileSchema()
+	if err != nil {
+		return nil, err
+	}
+	return &Engine{cfg: cfg, schema: schema, slots: make(chan struct{}, 4*runtime.GOMAXPROCS(0))}, nil
+}
+
+// Load puts the policies at Path in force if they pass every gate; otherwise the
+// ones in force stay.
+func (e *Engine) Load(ctx context.Context) error {
+	s, err := e.load(ctx)
+	if err == nil && s.Digest == e.Version().Digest {
+		return nil
+	}
+	if err == nil {
+		err = e.cfg.Record(ctx, s.Version, nil)
+	} else if e := e.cfg.Record(ctx, e.Version(), err); e != nil {
+		err = errors.Join(err, e)
+	}
+	if err != nil {
+		e.cfg.Metrics.PolicyLoads.WithLabelValues("refused").Inc()
+		e.cfg.Logger.ErrorContext(ctx, "policies refused", "path", e.cfg.Path, "error", err, "in_force", e.Version().Revision)
+		return err
+	}
+	e.current.Store(s)
+	e.cfg.Metrics.PolicyLoads.WithLabelValues("activated").Inc()
+	e.cfg.Logger.InfoContext(ctx, "policies activated", "path", e.cfg.Path, "revision", s.Revision, "digest", s.Digest)
+	return nil
+}
+
+// Run reloads the policies when they change, until ctx ends.
+func (e *Engine) Run(ctx context.Context) error {
+	if e.cfg.Reload == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	seen := fingerprint(e.cfg.Path)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(e.cfg.Reload):
+		}
+		if now := fingerprint(e.cfg.Path); now != seen {
+			seen = now
+			_ = e.Load(ctx) // logged and reported by Load; the old policies stay
+		}
+	}
+}
+
+// Version names the snapshot in force; it is zero before the first Load.
+func (e *Engine) Version() Version {
+	if s := e.current.Load(); s != nil {
+		return s.Version
+	}
+	return Version{}
+}
+
+// Ready reports whether policies are in force.
+func (e *Engine) Ready() bool { return e.current.Load() != nil }
+
+// Decide evaluates. Every failure of policy is a Result that denies; the error is
+// only for a decision that could not be attempted: fault.NotReady without
+// policies, fault.Overloaded when too many evaluations run.
+func (e *Engine) Decide(ctx context.Context, in Input) (Result, error) {
+	s := e.current.Load()
+	if s == nil {
+		return Result{}, fault.New(fault.NotReady, "no policies are loaded")
+	}
+	select {
+	case e.slots <- struct{}{}:
+		defer func() { <-e.slots }()
+	case <-time.After(e.cfg.Deadline):
+		return Result{}, &fault.Error{Code: fault.Overloaded, Detail: "too many decisions at a time", RetryAfter: time.Second}
+	case <-ctx.Done():
+		return Result{}, context.Cause(ctx)
+	}
+	start := time.Now()
+	r := e.evaluate(ctx, s, in)
+	e.cfg.Metrics.PolicySeconds.Observe(time.Since(start).Seconds())
+	r.Policy = s.Version
+	return r, nil
+}
+
+func (e *Engine) evaluate(ctx context.Context, s *snapshot, in Input) Result {
+	fail := func(code, message string, err error) Result {
+		e.cfg.Metrics.PolicyFailures.WithLabelValues(code).Inc()
+		e.cfg.Logger.ErrorContext(ctx, "policy failed", "reason", code, "revision", s.Revision,
+			"action", in.Intent.Action, "error", err)
+		return denied(code, message)
+	}
+	value, err := in.value()
+	if err != nil {
+		return fail(ReasonError, "policy could not be evaluated", err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, e.cfg.Deadline, errDeadline)
+	defer cancel()
+	rs, err := s.query.Eval(ctx,
+		rego.EvalParsedInput(value), rego.EvalTime(in.Time), rego.EvalMetrics(metrics.NoOp()))
+	switch {
+	case topdown.IsCancel(err) || errors.Is(err, context.DeadlineExceeded):
+		return fail(ReasonTimeout, "policy took too long", fmt.Errorf("%w: %w", context.Cause(ctx), err))
+	case err != nil:
+		return fail(ReasonError, "policy could not be evaluated", err)
+	case len(rs) != 1 || len(rs[0].Expressions) != 1:
+		return fail(ReasonUndefined, "policy gave no answer", errors.New("undefined"))
+	}
+	r, err := read(e.schema, rs[0].Expressions[0].Value)
+	if err != nil {
+		return fail(ReasonInvalidOutput, "policy gave an answer that is not valid", err)
+	}
+	return r
+}
+
+var errDeadline = errors.New("over policy.deadline")

@@ -1,0 +1,157 @@
+// Package revocation ends things: a lease that the agent gives back, a session
+// with all that belongs to it, and, for operators, whatever a kill switch must
+// reach. It never asks policy, so that a broken policy can't disarm it.
+package revocation
+
+import (
+	"context"
+	"errors"
+
+	"github.com/writsec/writ/internal/approval"
+	"github.com/writsec/writ/internal/audit"
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/session"
+	"github.com/writsec/writ/internal/telemetry"
+)
+
+// Tx is what revoking needs of a transaction.
+type Tx interface {
+	session.Tx
+	approval.Tx
+	lease.Tx
+	// LiveSessions lists the sessions that have not ended of a user, of an agent, or all.
+	LiveSessions(ctx context.Context, user, agent identity.Ref, all bool) ([]session.Session, error)
+}
+
+// Store runs transactions.
+type Store interface {
+	Update(ctx context.Context, f func(Tx) error) error
+}
+
+// Revoker revokes.
+type Revoker struct {
+	Store   Store
+	Metrics *telemetry.Metrics
+}
+
+// Release ends a lease that its agent gives back. Releasing twice changes nothing.
+func (r *Revoker) Release(ctx context.Context, c identity.Caller, leaseID string) (lease.Lease, error) {
+	var l lease.Lease
+	err := r.Store.Update(ctx, func(tx Tx) (err error) {
+		if l, err = lease.Find(ctx, tx, leaseID, c); err != nil {
+			return err
+		}
+		if err := lease.End(ctx, tx, l, "released", identity.Ref{}); err != nil {
+			return err
+		}
+		l, err = tx.Lease(ctx, leaseID)
+		return err
+	})
+	if err == nil && l.EndReason == "released" {
+		r.Metrics.Leases.WithLabelValues(l.Kind, "released").Inc()
+	}
+	return l, err
+}
+
+// EndSession ends a session of the caller's and everything in it, and says how
+// many leases that revoked.
+func (r *Revoker) EndSession(ctx context.Context, c identity.Caller, sessionID string) (s session.Session, leases int, err error) {
+	err = r.update(ctx, func(tx Tx) (err error) {
+		if s, err = session.Find(ctx, tx, sessionID, c); err != nil {
+			return err
+		}
+		if leases, err = end(ctx, tx, s, "ended by the agent", identity.Ref{}); err != nil {
+			return err
+		}
+		s, err = tx.Session(ctx, sessionID)
+		return err
+	})
+	return s, leases, err
+}
+
+// Scope is what an operator revokes. Exactly one part is set.
+type Scope struct {
+	Lease   string
+	Session string
+	User    identity.Ref
+	Agent   identity.Ref
+	All     bool
+}
+
+// Result says what an operator's revocation ended.
+type Result struct {
+	Leases   int `json:"leases"`
+	Sessions int `json:"sessions"`
+}
+
+// Revoke is the kill switch. Whoever is in its scope loses every credential with
+// its commit, and every session, so that nothing new can be minted there.
+func (r *Revoker) Revoke(ctx context.Context, operator identity.Principal, s Scope, reason string) (Result, error) {
+	var result Result
+	err := r.update(ctx, func(tx Tx) error {
+		result = Result{}
+		sessions, err := sessionsOf(ctx, tx, s)
+		if err != nil {
+			return err
+		}
+		for _, live := range sessions {
+			n, err := end(ctx, tx, live, "revoked by an operator", operator.Ref)
+			if err != nil {
+				return err
+			}
+			result.Sessions++
+			result.Leases += n
+		}
+		// Leases whose session had ended before, and the one lease asked for.
+		n, err := lease.EndAll(ctx, tx, lease.Selection{
+			Lease: s.Lease, Session: s.Session, User: s.User, Agent: s.Agent, All: s.All,
+		}, "operator", operator.Ref)
+		if err != nil {
+			return err
+		}
+		result.Leases += n
+		return audit.Append(ctx, tx, audit.Entry{
+			Kind: audit.OperatorRevoked, Operator: operator.Ref, User: s.User, Agent: s.Agent, Session: s.Session, Lease: s.Lease,
+			Detail: map[string]any{"all": s.All, "reason": reason, "leases": result.Leases, "sessions": result.Sessions},
+		})
+	})
+	return result, err
+}
+
+func sessionsOf(ctx context.Context, tx Tx, s Scope) ([]session.Session, error) {
+	switch {
+	case s.Lease != "":
+		_, err := tx.Lease(ctx, s.Lease) // an unknown lease is an operator's typo, not a success
+		return nil, err
+	case s.Session != "":
+		one, err := tx.Session(ctx, s.Session)
+		if err != nil || !one.EndedAt.IsZero() {
+			return nil, err
+		}
+		return []session.Session{one}, nil
+	}
+	return tx.LiveSessions(ctx, s.User, s.Agent, s.All)
+}
+
+// end ends a session, its approvals and its leases.
+func end(ctx context.Context, tx Tx, s session.Session, reason string, operator identity.Ref) (leases int, err error) {
+	if err := session.End(ctx, tx, s, reason, operator); err != nil {
+		return 0, err
+	}
+	if err := approval.CancelAll(ctx, tx, s.ID, "the session ended"); err != nil {
+		return 0, err
+	}
+	return lease.EndAll(ctx, tx, lease.Selection{Session: s.ID}, "session_ended", operator)
+}
+
+// update tries again when a parallel transaction was faster; it cannot be so for
+// ever, because what has ended stays ended.
+func (r *Revoker) update(ctx context.Context, f func(Tx) error) error {
+	for {
+		err := r.Store.Update(ctx, f)
+		if !errors.Is(err, session.ErrChanged) && !errors.Is(err, approval.ErrStale) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,308 @@
+// Package server wires Writ together and runs it.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/open-policy-agent/opa/v1/bundle"
+	opakeys "github.com/open-policy-agent/opa/v1/keys"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writsec/writ/internal/approval"
+	"github.com/writsec/writ/internal/audit"
+	"github.com/writsec/writ/internal/ciba"
+	"github.com/writsec/writ/internal/config"
+	"github.com/writsec/writ/internal/decision"
+	"github.com/writsec/writ/internal/httpapi"
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/minter"
+	"github.com/writsec/writ/internal/policy"
+	"github.com/writsec/writ/internal/revocation"
+	"github.com/writsec/writ/internal/session"
+	"github.com/writsec/writ/internal/sqlstore"
+	"github.com/writsec/writ/internal/telemetry"
+)
+
+const (
+	issuerTimeout = 5 * time.Second  // one call to an identity provider, but for polls
+	drainTimeout  = 20 * time.Second // for requests in flight when Writ stops
+)
+
+// Server is one Writ, ready to run.
+type Server struct {
+	log      *slog.Logger
+	store    *sqlstore.Store
+	policy   *policy.Engine
+	identity *identity.Verifier
+	loops    []func(context.Context) error
+	api, ops listener
+	stopping chan struct{} // closed when a stop begins
+}
+
+// New opens the store, loads keys and policies and binds both listeners. Policies
+// that don't load are an error here; later, only a refused change.
+func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, err error) {
+	s := &Server{log: log, stopping: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	metrics := telemetry.NewMetrics()
+
+	root, err := sqlstore.ReadRootKey(cfg.RootKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	s.store, err = sqlstore.Open(ctx, sqlstore.Config{
+		Path: strings.TrimPrefix(cfg.Store, "sqlite:"), Root: root, Now: time.Now, Logger: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if s.policy, err = newPolicy(cfg.Policy, s.store, metrics, log); err != nil {
+		return nil, err
+	}
+	if err := s.policy.Load(ctx); err != nil {
+		return nil, err
+	}
+	if s.identity, err = newIdentity(cfg.Issuers, log); err != nil {
+		return nil, err
+	}
+	keys, err := minter.LoadKeys(ctx, s.store)
+	if err != nil {
+		return nil, err
+	}
+	providers, err := newProviders(cfg.Issuers, s.identity)
+	if err != nil {
+		return nil, err
+	}
+	services, err := newServices(cfg.Services)
+	if err != nil {
+		return nil, err
+	}
+
+	approvals := approval.NewEngine(approval.Config{
+		Store: sqlstore.For[approval.Tx](s.store), Providers: providers, UseWithin: cfg.Approvals.UseWithin,
+		Stopping: s.stopping, Metrics: metrics, Logger: log,
+	})
+	settings := session.Settings{DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge}
+	handler := httpapi.New(httpapi.Config{
+		Identity: s.identity,
+		Decider: decision.New(decision.Config{
+			Identity: s.identity, Policy: s.policy, Store: sqlstore.For[decision.Tx](s.store), Approvals: approvals,
+			Providers: providers, Minters: newMinters(cfg, keys), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
+			PromptLife: cfg.Approvals.ExpiresIn, MaxPending: cfg.Approvals.MaxPending, Metrics: metrics, Logger: log,
+		}),
+		Sessions:  &session.Manager{Store: sqlstore.For[session.Tx](s.store), Settings: settings},
+		Approvals: approvals,
+		Revoker:   &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics},
+		Keys:      keys, Leases: sqlstore.For[lease.Tx](s.store), Services: services,
+		ExternalURL: cfg.ExternalURL, BehindProxy: cfg.BehindProxy, MaxWait: cfg.Approvals.MaxWait,
+		Metrics: metrics, Logger: log,
+	})
+	expirer := &lease.Expirer{Store: sqlstore.For[lease.Tx](s.store), Metrics: metrics, Logger: log}
+	s.loops = []func(context.Context) error{s.policy.Run, s.identity.Run, approvals.Run, expirer.Run}
+
+	if s.api, err = listen(cfg.Listen, handler, cfg.Approvals.MaxWait+30*time.Second, log); err != nil {
+		return nil, err
+	}
+	if cfg.TLS != nil {
+		if err := s.api.useTLS(*cfg.TLS); err != nil {
+			return nil, err
+		}
+	}
+	s.ops, err = listen(cfg.OpsListen, s.opsHandler(metrics), 30*time.Second, log)
+	return s, err
+}
+
+// Addr is where the API listens.
+func (s *Server) Addr() net.Addr { return s.api.Addr() }
+
+// OpsAddr is where /livez, /readyz and /metrics listen.
+func (s *Server) OpsAddr() net.Addr { return s.ops.Addr() }
+
+// Store is the open store, for the demo's look at the record.
+func (s *Server) Store() *sqlstore.Store { return s.store }
+
+// Run serves until ctx ends, then drains: /readyz fails, requests in flight end,
+// the loops finish what they hold, the store closes.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.close()
+	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLoops()
+	g, gctx := errgroup.WithContext(ctx)
+	for _, run := range s.loops {
+		g.Go(func() error { return run(loops) })
+	}
+	for _, l := range []listener{s.api, s.ops} {
+		g.Go(func() error {
+			if err := l.server.Serve(l.Listener); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+	}
+	s.log.InfoContext(ctx, "writ is serving", "api", s.api.Addr().String(), "ops", s.ops.Addr().String())
+	g.Go(func() error {
+		<-gctx.Done()
+		s.log.InfoContext(ctx, "writ is stopping")
+		close(s.stopping) // also lets held requests go
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+		defer cancel()
+		err := s.api.server.Shutdown(drain)
+		stopLoops()
+		return errors.Join(err, s.ops.server.Shutdown(drain))
+	})
+	err := g.Wait()
+	s.log.InfoContext(ctx, "writ has stopped")
+	return err
+}
+
+func (s *Server) close() {
+	for _, l := range []listener{s.api, s.ops} {
+		if l.Listener != nil {
+			_ = l.Close() // closed already where Run served it
+		}
+	}
+	if s.store != nil {
+		if err := s.store.Close(); err != nil {
+			s.log.Error("close store", "error", err)
+		}
+	}
+}
+
+func (s *Server) opsHandler(m *telemetry.Metrics) http.Handler {
+	r := chi.NewRouter()
+	r.Get("/livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") })
+	r.Get("/readyz", func(w http.ResponseWriter, r *http.Request) {
+		if why := s.unready(r.Context()); why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = fmt.Fprintln(w, "ok")
+	})
+	r.Handle("/metrics", m.Handler())
+	return r
+}
+
+func (s *Server) unready(ctx context.Context) string {
+	select {
+	case <-s.stopping:
+		return "stopping"
+	default:
+	}
+	if !s.policy.Ready() {
+		return "no policies"
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := s.store.Ping(ctx); err != nil {
+		return "store unavailable"
+	}
+	return ""
+}
+
+func newPolicy(cfg config.Policy, store *sqlstore.Store, m *telemetry.Metrics, log *slog.Logger) (*policy.Engine, error) {
+	c := policy.Config{
+		Path: cfg.Path, Query: cfg.Query, Deadline: cfg.Deadline, Reload: cfg.Reload, Metrics: m, Logger: log,
+		Record: func(ctx context.Context, v policy.Version, refused error) error {
+			e := audit.Entry{Kind: audit.PolicyActivated, Detail: map[string]any{"policy": v}}
+			if refused != nil {
+				e.Kind, e.Detail["error"] = audit.PolicyRefused, refused.Error()
+			}
+			return store.Update(ctx, func(tx *sqlstore.Tx) error { return audit.Append(ctx, tx, e) })
+		},
+	}
+	if sig := cfg.Signature; sig != nil {
+		pem, err := os.ReadFile(sig.PublicKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("read policy.signature.public_key_file: %w", err)
+		}
+		key, err := opakeys.NewKeyConfig(string(pem), sig.Algorithm, "")
+		if err != nil {
+			return nil, fmt.Errorf("read policy.signature.public_key_file: %w", err)
+		}
+		c.Verification = bundle.NewVerificationConfig(map[string]*bundle.KeyConfig{sig.KeyID: key}, sig.KeyID, "", nil)
+	}
+	return policy.New(c)
+}
+
+func newIdentity(issuers []config.Issuer, log *slog.Logger) (*identity.Verifier, error) {
+	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: time.Now, Logger: log}
+	for _, is := range issuers {
+		out := identity.Issuer{
+			URL: is.Issuer, Audience: is.Audience, Algorithms: is.Algorithms, JWKSFile: is.JWKSFile,
+			IDTokenClients: is.IDTokenClients, Leeway: is.ClockLeeway,
+		}
+		for _, p := range is.SpeaksFor {
+			switch p {
+			case config.User:
+				out.User = true
+			case config.Agent:
+				out.Agent = true
+			case config.Operator:
+				out.Operator = true
+			}
+		}
+		if is.Operator != nil {
+			out.Operators = identity.Operators(*is.Operator)
+		}
+		c.Issuers = append(c.Issuers, out)
+	}
+	return identity.New(c)
+}
+
+func newProviders(issuers []config.Issuer, v *identity.Verifier) (map[string]approval.Provider, error) {
+	out := map[string]approval.Provider{}
+	for _, is := range issuers {
+		c := is.CIBA
+		if c == nil {
+			continue
+		}
+		secret, err := config.Secret(c.ClientSecretFile)
+		if err != nil {
+			return nil, fmt.Errorf("ciba of %s: %w", is.Issuer, err)
+		}
+		out[is.Issuer] = ciba.New(ciba.Config{
+			Issuer: is.Issuer, ClientID: c.ClientID, ClientSecret: secret, AuthInBody: c.ClientAuth == "client_secret_post",
+			LoginHint:   c.LoginHint,
+			Limits:      approval.Limits{MaxLength: c.BindingMessage.MaxLength, Portable: c.BindingMessage.Charset == "portable"},
+			PollTimeout: c.Timeout, HTTP: identity.NewHTTPClient(c.Timeout), Verifier: v,
+		})
+	}
+	return out, nil
+}
+
+func newMinters(cfg config.Config, keys *minter.Keys) map[string]lease.Minter {
+	out := map[string]lease.Minter{}
+	for name, m := range cfg.Minters {
+		out[name] = &minter.JWT{
+			Name: name, Issuer: cfg.ExternalURL, Audience: m.Audience, Scopes: m.Scopes, MaxTTL: m.MaxTTL,
+			EnforcesDetails: m.EnforcesDetails, Introspects: m.Introspects, Keys: keys,
+		}
+	}
+	return out
+}
+
+func newServices(services []config.Service) ([]httpapi.Service, error) {
+	var out []httpapi.Service
+	for _, s := range services {
+		secret, err := config.Secret(s.SecretFile)
+		if err != nil {
+			return nil, fmt.Errorf("service %s: %w", s.ID, err)
+		}
+		out = append(out, httpapi.Service{ID: s.ID, Secret: secret, Audience: s.Audience})
+	}
+	return out, nil
+}

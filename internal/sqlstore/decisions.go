@@ -1,0 +1,53 @@
+package sqlstore
+
+import (
+	"context"
+
+	"github.com/writsec/writ/internal/decision"
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/session"
+)
+
+// InsertDecision implements decision.Tx.
+func (t *Tx) InsertDecision(ctx context.Context, r decision.Record) error {
+	r.Answer.Credential = nil // whatever the caller thinks: a secret is never stored
+	_, err := t.exec(ctx, "insert decision", `
+		INSERT INTO decisions (id, at, session, user_issuer, user_subject, agent_issuer, agent_subject, intent_hash, answer, approval, lease)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
+		r.ID, micros(r.At), r.Session, r.User.Issuer, r.User.ID, r.Agent.Issuer, r.Agent.ID, r.IntentHash,
+		asJSON(r.Answer), r.Approval, r.Lease)
+	return err
+}
+
+// Decision implements decision.Tx.
+func (t *Tx) Decision(ctx context.Context, id string) (decision.Record, error) {
+	return one(ctx, t, "read decision", func(row scanner) (r decision.Record, err error) {
+		err = row.Scan(&r.ID, timeOf(&r.At), &r.Session, &r.User.Issuer, &r.User.ID, &r.Agent.Issuer, &r.Agent.ID, &r.IntentHash,
+			jsonOf(&r.Answer), &r.Approval, &r.Lease)
+		return r, err
+	}, `SELECT id, at, session, user_issuer, user_subject, agent_issuer, agent_subject, intent_hash, answer, approval, lease
+		FROM decisions WHERE id = $1`, id)
+}
+
+// SetDecisionLease implements decision.Tx.
+func (t *Tx) SetDecisionLease(ctx context.Context, decision, lease string) error {
+	_, err := t.exec(ctx, "set decision lease", `UPDATE decisions SET lease = $1 WHERE id = $2`, lease, decision)
+	return err
+}
+
+// Replay implements decision.Tx.
+func (t *Tx) Replay(ctx context.Context, agent identity.Ref, key string) (decision.Replay, bool, error) {
+	return found(one(ctx, t, "read idempotency key", func(row scanner) (r decision.Replay, err error) {
+		return r, row.Scan(&r.Digest, &r.Decision)
+	}, `SELECT digest, decision FROM replays WHERE agent_issuer = $1 AND agent_subject = $2 AND key = $3`,
+		agent.Issuer, agent.ID, key))
+}
+
+// PutReplay implements decision.Tx.
+func (t *Tx) PutReplay(ctx context.Context, agent identity.Ref, key string, r decision.Replay, superseded string) error {
+	return t.change(ctx, session.ErrChanged, "put idempotency key", `
+		INSERT INTO replays (agent_issuer, agent_subject, key, digest, decision) VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT (agent_issuer, agent_subject, key) DO UPDATE SET decision = excluded.decision
+		WHERE replays.decision = $6`,
+		agent.Issuer, agent.ID, key, r.Digest, r.Decision, superseded)
+}
