@@ -28,7 +28,9 @@ type cli struct {
 // exitUsage is for what the caller can mend: flags and configuration.
 const exitUsage = 2
 
-func main() {
+func main() { os.Exit(run()) }
+
+func run() (exit int) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var c cli
@@ -38,17 +40,16 @@ func main() {
 	k, err := parser.Parse(os.Args[1:])
 	if err != nil {
 		parser.Errorf("%s", err)
-		os.Exit(exitUsage)
+		return exitUsage
 	}
-	err = k.Run()
-	stop()
-	if err != nil {
+	if err := k.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "writ:", err)
 		if _, bad := errors.AsType[*config.Error](err); bad {
-			os.Exit(exitUsage)
+			return exitUsage
 		}
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 type serveCmd struct {
@@ -73,7 +74,7 @@ func (s *serveCmd) Run(ctx context.Context) error {
 
 type versionCmd struct{}
 
-func (versionCmd) Run() error {
+func (versionCmd) Run(k *kong.Context) error {
 	version, revision := "devel", ""
 	if info, ok := debug.ReadBuildInfo(); ok {
 		if v := info.Main.Version; v != "" && v != "(devel)" {
@@ -85,6 +86,6 @@ func (versionCmd) Run() error {
 			}
 		}
 	}
-	fmt.Println("writ " + version + revision)
-	return nil
+	_, err := fmt.Fprintln(k.Stdout, "writ "+version+revision)
+	return err
 }

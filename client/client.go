@@ -1,0 +1,195 @@
+// Package client is the Go client of Writ's HTTP API, for agents. An agent asks
+// Decide before it acts, uses the credential that comes back, and releases it:
+//
+//	w := client.New("https://writ.example", client.StaticToken(accessToken))
+//	s, err := w.OpenSession(ctx, client.SessionRequest{Task: "Summarise the pipeline"})
+//	...
+//	d, err := w.Decide(ctx, client.Request{
+//		Session:  s.ID,
+//		Intent:   client.Intent{Action: "crm.opportunity.read"},
+//		Resource: client.Resource{Type: "crm.opportunity", ID: "opp-42"},
+//		Wait:     time.Minute, // for a human, where policy asks for one
+//	})
+//	...
+//	defer w.Release(ctx, d.Credential.Lease)
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// TokenSource returns the agent's access token for Writ, fresh enough to use.
+type TokenSource func(ctx context.Context) (string, error)
+
+// StaticToken is a TokenSource that always returns t.
+func StaticToken(t string) TokenSource {
+	return func(context.Context) (string, error) { return t, nil }
+}
+
+// Client calls one Writ. Its methods may be called in parallel.
+type Client struct {
+	base  string
+	token TokenSource
+	// HTTP makes the calls; New sets one without a timeout, because held requests
+	// end by their own wait and by the context.
+	HTTP *http.Client
+}
+
+// New makes a client of the Writ at base, such as https://writ.example.
+func New(base string, token TokenSource) *Client {
+	return &Client{base: strings.TrimSuffix(base, "/"), token: token, HTTP: &http.Client{}}
+}
+
+// maxAnswer bounds what is read of an answer.
+const maxAnswer = 1 << 20
+
+// Error is a problem that Writ answered with (RFC 9457): no decision was reached.
+type Error struct {
+	Status     int           `json:"status"`
+	Code       string        `json:"code"` // stable; docs/errors.md explains each
+	Title      string        `json:"title"`
+	Detail     string        `json:"detail"`
+	Errors     []FieldError  `json:"errors"`
+	RequestID  string        `json:"request_id"`
+	RetryAfter time.Duration `json:"-"` // zero: not said
+}
+
+// FieldError is one part of a request that is wrong.
+type FieldError struct {
+	Pointer string `json:"pointer"`
+	Detail  string `json:"detail"`
+}
+
+func (e *Error) Error() string {
+	s := fmt.Sprintf("writ: %s: %s", e.Code, e.Detail)
+	for _, f := range e.Errors {
+		s += fmt.Sprintf("; %s %s", f.Pointer, f.Detail)
+	}
+	return s
+}
+
+// call makes one request. body and out may be nil.
+func (c *Client) call(ctx context.Context, method, path string, header http.Header, body, out any) error {
+	token, err := c.token(ctx)
+	if err != nil {
+		return fmt.Errorf("get token: %w", err)
+	}
+	var payload io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return fmt.Errorf("encode request: %w", err)
+		}
+		payload = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, payload)
+	if err != nil {
+		return err
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	res, err := c.HTTP.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("read answer: %w", err)
+	}
+	if res.StatusCode >= 300 {
+		return problem(res, data)
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("read answer: %w", err)
+	}
+	return nil
+}
+
+func problem(res *http.Response, data []byte) error {
+	e := &Error{}
+	if json.Unmarshal(data, e) != nil || e.Code == "" {
+		return fmt.Errorf("writ answered %s", res.Status)
+	}
+	e.Status = res.StatusCode
+	if d, err := time.ParseDuration(res.Header.Get("Retry-After") + "s"); err == nil {
+		e.RetryAfter = d
+	}
+	return e
+}
+
+// Decide asks whether the agent may do what it intends. A retry after a failed
+// connection is safe: each call has its own Idempotency-Key unless the request
+// brings one. An error means that no decision was reached: do not act.
+func (c *Client) Decide(ctx context.Context, r Request) (*Decision, error) {
+	key := r.IdempotencyKey
+	if key == "" {
+		key = rand.Text()
+	}
+	h := http.Header{"Idempotency-Key": {key}}
+	if r.Wait > 0 {
+		h.Set("Prefer", fmt.Sprintf("wait=%d", int(r.Wait.Seconds())))
+	}
+	const tries = 3
+	for n := 1; ; n++ {
+		d := new(Decision)
+		err := c.call(ctx, http.MethodPost, "/decide", h, r, d)
+		if err == nil {
+			return d, nil
+		}
+		if _, connection := errors.AsType[*url.Error](err); !connection || ctx.Err() != nil || n == tries {
+			return nil, err
+		}
+	}
+}
+
+// Approval returns the state of an approval, as soon as it is decided or after wait.
+func (c *Client) Approval(ctx context.Context, id string, wait time.Duration) (*Approval, error) {
+	a := new(Approval)
+	return a, c.call(ctx, http.MethodGet, fmt.Sprintf("/approvals/%s?wait=%ds", url.PathEscape(id), int(wait.Seconds())), nil, nil, a)
+}
+
+// Withdraw takes an approval back that is not used yet.
+func (c *Client) Withdraw(ctx context.Context, id string) (*Approval, error) {
+	a := new(Approval)
+	return a, c.call(ctx, http.MethodDelete, "/approvals/"+url.PathEscape(id), nil, nil, a)
+}
+
+// OpenSession opens a session for the user that the tokens name.
+func (c *Client) OpenSession(ctx context.Context, r SessionRequest) (*Session, error) {
+	s := new(Session)
+	return s, c.call(ctx, http.MethodPost, "/sessions", nil, r, s)
+}
+
+// Session returns a session.
+func (c *Client) Session(ctx context.Context, id string) (*Session, error) {
+	s := new(Session)
+	return s, c.call(ctx, http.MethodGet, "/sessions/"+url.PathEscape(id), nil, nil, s)
+}
+
+// EndSession ends a session and revokes every credential in it.
+func (c *Client) EndSession(ctx context.Context, id string) (*Session, error) {
+	s := new(Session)
+	return s, c.call(ctx, http.MethodDelete, "/sessions/"+url.PathEscape(id), nil, nil, s)
+}
+
+// Release gives a credential back: it is revoked at once.
+func (c *Client) Release(ctx context.Context, lease string) (*Lease, error) {
+	l := new(Lease)
+	return l, c.call(ctx, http.MethodDelete, "/leases/"+url.PathEscape(lease), nil, nil, l)
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/writsec/writ/internal/audit"
+	"github.com/writsec/writ/internal/identity"
+)
+
+// screen writes the demo for people; colours only on a terminal.
+type screen struct {
+	out                      *os.File
+	bold, dim, good, bad, no string
+}
+
+func newScreen(out *os.File) *screen {
+	s := &screen{out: out}
+	if st, err := out.Stat(); err == nil && st.Mode()&os.ModeCharDevice != 0 && os.Getenv("NO_COLOR") == "" {
+		s.bold, s.dim, s.good, s.bad, s.no = "\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m"
+	}
+	return s
+}
+
+func (s *screen) title(text string) { fmt.Fprintf(s.out, "%s%s%s\n\n", s.bold, text, s.no) }
+
+func (s *screen) begin(scene string) { fmt.Fprintf(s.out, "%s%s%s\n", s.bold, scene, s.no) }
+
+func (s *screen) aside(text string) { fmt.Fprintf(s.out, "          %s%s%s\n", s.dim, text, s.no) }
+
+func (s *screen) outcome(came string, err error) {
+	if err != nil {
+		fmt.Fprintf(s.out, "    %sFAIL%s  %v\n", s.bad, s.no, err)
+		return
+	}
+	fmt.Fprintf(s.out, "    %sok%s    %s\n", s.good, s.no, came)
+}
+
+// table shows audit entries, one line each.
+func (s *screen) table(entries []audit.Entry) {
+	fmt.Fprintf(s.out, "\n%s(h) What Writ wrote down, each entry in the transaction of what it records:%s\n", s.bold, s.no)
+	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	for _, e := range entries {
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", e.Seq, e.Kind, who(e), what(e))
+	}
+	_ = w.Flush() // a screen that is gone shows nothing
+}
+
+func who(e audit.Entry) string {
+	var names []string
+	for _, r := range []identity.Ref{e.User, e.Agent, e.Operator} {
+		if r.ID != "" {
+			names = append(names, r.ID)
+		}
+	}
+	return strings.Join(names, " / ")
+}
+
+// what picks the detail that tells the most.
+func what(e audit.Entry) string {
+	d := e.Detail
+	if action, ok := d["action"].(string); ok {
+		text := action
+		if r, ok := d["resource"].(map[string]any); ok {
+			text += fmt.Sprintf(" %v", r["id"])
+		}
+		if reasons, ok := d["reasons"].([]any); ok && len(reasons) > 0 {
+			if r, ok := reasons[0].(map[string]any); ok {
+				text += fmt.Sprintf(" (%v)", r["code"])
+			}
+		}
+		return text
+	}
+	if scope, ok := d["scope"].(map[string]any); ok {
+		return fmt.Sprint("scope ", scope["scopes"])
+	}
+	for _, key := range []string{"message", "reason", "state", "amr"} {
+		if v, ok := d[key]; ok && v != nil {
+			return fmt.Sprint(v)
+		}
+	}
+	if p, ok := d["policy"].(map[string]any); ok {
+		return fmt.Sprint("revision ", p["revision"])
+	}
+	return ""
+}
