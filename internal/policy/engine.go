@@ -48,6 +48,7 @@ type Engine struct {
 	schema  *jsonschema.Schema
 	current atomic.Pointer[snapshot]
 	slots   chan struct{} // OPA has no memory limit, so evaluations are bounded in number
+	seen    string        // fingerprint of Path at the last Load; for Load and Run, which don't overlap
 }
 
 // New makes an engine without policies; Load brings them.
@@ -60,16 +61,20 @@ func New(cfg Config) (*Engine, error) {
 }
 
 // Load puts the policies at Path in force if they pass every gate; otherwise the
-// ones in force stay.
+// ones in force stay. It must not run beside itself or Run.
 func (e *Engine) Load(ctx context.Context) error {
+	e.seen = fingerprint(e.cfg.Path) // before reading, so that no change goes unseen
 	s, err := e.load(ctx)
 	if err == nil && s.Digest == e.Version().Digest {
 		return nil
 	}
+	version := e.Version()
 	if err == nil {
-		err = e.cfg.Record(ctx, s.Version, nil)
-	} else if e := e.cfg.Record(ctx, e.Version(), err); e != nil {
-		err = errors.Join(err, e)
+		version = s.Version
+	}
+	if recordErr := e.cfg.Record(ctx, version, err); recordErr != nil {
+		err = errors.Join(err, recordErr)
+		e.seen = "" // Run tries again
 	}
 	if err != nil {
 		e.cfg.Metrics.PolicyLoads.WithLabelValues("refused").Inc()
@@ -88,15 +93,13 @@ func (e *Engine) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	seen := fingerprint(e.cfg.Path)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(e.cfg.Reload):
 		}
-		if now := fingerprint(e.cfg.Path); now != seen {
-			seen = now
+		if fingerprint(e.cfg.Path) != e.seen {
 			_ = e.Load(ctx) // logged and reported by Load; the old policies stay
 		}
 	}
@@ -120,6 +123,9 @@ func (e *Engine) Decide(ctx context.Context, in Input) (Result, error) {
 	s := e.current.Load()
 	if s == nil {
 		return Result{}, fault.New(fault.NotReady, "no policies are loaded")
+	}
+	if ctx.Err() != nil {
+		return Result{}, context.Cause(ctx)
 	}
 	select {
 	case e.slots <- struct{}{}:

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,9 +34,9 @@ type snapshot struct {
 }
 
 const (
-	maxBundle   = 64 << 20 // bytes of a bundle file
-	testTimeout = 5 * time.Second
-	loadTimeout = time.Minute
+	maxBundle   = 64 << 20         // bytes of a bundle file
+	testTimeout = 30 * time.Second // of one test; policies that need more are too slow to decide
+	loadTimeout = 2 * time.Minute
 )
 
 // load reads a directory or a bundle file and passes it through every gate:
@@ -155,7 +154,11 @@ func runTests(ctx context.Context, c *ast.Compiler, b *bundle.Bundle) error {
 	}
 	var failed []string
 	for r := range results {
-		if r != nil && (r.Fail || r.Error != nil) {
+		switch {
+		case r == nil:
+		case r.Error != nil:
+			failed = append(failed, fmt.Sprintf("%s.%s (%v)", r.Package, r.Name, r.Error))
+		case r.Fail:
 			failed = append(failed, r.Package+"."+r.Name)
 		}
 	}
@@ -211,14 +214,17 @@ func digestOf(b *bundle.Bundle) (string, error) {
 func fingerprint(path string) string {
 	h := sha256.New()
 	_ = filepath.WalkDir(path, func(p string, d os.DirEntry, err error) error {
-		if err != nil {
+		var info os.FileInfo
+		if err == nil {
+			info, err = d.Info()
+		}
+		switch {
+		case err != nil:
 			fmt.Fprintln(h, p, "unreadable")
-			return nil
+		case !d.IsDir():
+			fmt.Fprintln(h, p, info.Size(), info.ModTime().UnixNano())
 		}
-		if info, err := d.Info(); err == nil && !d.IsDir() {
-			_, _ = io.WriteString(h, fmt.Sprintln(p, info.Size(), info.ModTime().UnixNano()))
-		}
-		return nil
+		return nil // what can't be read counts as it is
 	})
 	return string(h.Sum(nil))
 }
