@@ -1,0 +1,91 @@
+# Everything works on a fresh machine with Go, Node and, for what is missing,
+# Debian's packages. `make demo` and `make test` are all that most people need.
+.DEFAULT_GOAL := help
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+
+OPA ?= go tool opa
+TOOL := go tool -modfile=test/tools/go.mod
+# Static: no cgo anywhere in the product. -race needs cgo, so tests keep it.
+GO_BUILD := CGO_ENABLED=0 go build -trimpath
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## bin/writ, one static binary
+	$(GO_BUILD) -o bin/writ ./cmd/writ
+
+.PHONY: demo
+demo: build ## play the whole story on this machine and exit
+	@bin/writ demo
+
+.PHONY: dev
+dev: build ## run Writ with an embedded OpenID provider
+	@bin/writ dev
+
+.PHONY: test
+test: deps lint policy-test go-test demo ## everything, from formatting to the end-to-end tests
+	@go_passed=$$(grep -c '"Action":"pass".*"Test":' dist/go-test.json); \
+	opa_passed=$$(sed -n 's/^PASS: \([0-9]*\)\/.*/\1/p' dist/opa-test.txt); \
+	echo; echo "Passed: format, vet, lint, bundle, demo, $$opa_passed policy tests and $$go_passed Go tests (subtests counted)."; \
+	echo "$$((go_passed + opa_passed)) passed, 0 failed"
+
+.PHONY: test-full
+test-full: test fuzz ## the same and the long suites
+
+.PHONY: deps
+deps: ## install what the tests need and the machine lacks
+	@missing=(); for c in curl node npm gcc; do command -v $$c >/dev/null || missing+=($$c); done; \
+	if (($${#missing[@]})); then \
+	  command -v apt-get >/dev/null && [[ $$(id -u) == 0 ]] || { echo "please install: $${missing[*]}" >&2; exit 1; }; \
+	  packages=("$${missing[@]/%node/nodejs}"); apt-get update -qq; apt-get install -y -qq "$${packages[@]}" >/dev/null; \
+	fi
+
+.PHONY: lint
+lint: ## gofmt, vet, golangci-lint (import direction included)
+	@files=$$(gofmt -l cmd client internal bundles test); if [[ -n "$$files" ]]; then echo "gofmt these files: $$files" >&2; exit 1; fi
+	go vet ./...
+	$(TOOL) golangci-lint run
+
+.PHONY: policy-test
+policy-test: ## opa fmt, check and test; is the sample bundle current?
+	@mkdir -p dist
+	@files=$$($(OPA) fmt --list policies); if [[ -n "$$files" ]]; then echo "opa fmt these files: $$files" >&2; exit 1; fi
+	$(OPA) check --strict --schema bundles/schemas policies
+	$(OPA) check --strict --capabilities bundles/capabilities.json policies
+	$(OPA) test policies | tee dist/opa-test.txt
+	@$(OPA) test policies --coverage --threshold 95 >/dev/null
+	@$(MAKE) --no-print-directory bundle
+	@cmp dist/writ.tar.gz bundles/writ.tar.gz || { echo "bundles/writ.tar.gz is not what policies/ builds: run make sample" >&2; exit 1; }
+
+.PHONY: go-test
+go-test: ## go test -race, end-to-end tests included
+	@mkdir -p dist
+	$(TOOL) gotestsum --format pkgname-and-test-fails --jsonfile dist/go-test.json -- -race ./...
+
+FUZZTIME ?= 30s
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME
+	@for pkg in $$(go list ./internal/...); do \
+	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "fuzz $$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+.PHONY: bundle
+bundle: ## dist/writ.tar.gz from policies/; the revision is a digest of the content
+	@rm -rf dist/bundle && mkdir -p dist/bundle
+	@cp -R policies/. dist/bundle
+	@cp bundles/manifest.json dist/bundle/.manifest
+	@cd dist/bundle && $(OPA) build -b . --capabilities ../../bundles/capabilities.json \
+		--revision "$$(find . -type f | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -c1-12)" \
+		-o ../writ.tar.gz
+	@rm -rf dist/bundle
+
+.PHONY: sample
+sample: bundle ## make the embedded sample bundle anew
+	cp dist/writ.tar.gz bundles/writ.tar.gz
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin dist .writ
