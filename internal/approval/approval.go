@@ -60,7 +60,7 @@ type Approval struct {
 	ExpiresAt time.Time     // until then it can be answered; once approved, used
 	Interval  time.Duration // least time between two polls
 	PolledAt  time.Time     // when the last poll was sent
-	Polling   bool          // the answer to the last poll is not recorded
+	Polling   bool          // a poll is in flight, or was when its process ended
 	Failures  int           // calls to the provider in a row that brought no answer
 	DueAt     time.Time     // when it next needs work; pushed ahead by who takes the work
 
@@ -212,9 +212,12 @@ func Open(ctx context.Context, tx Tx, o Opening) (Approval, error) {
 	})
 }
 
-// Consume uses an approved approval up. It fails with ErrStale if anyone else was
-// faster.
+// Consume uses an approved approval up. It fails with ErrStale if anyone else, or
+// its deadline, was faster.
 func Consume(ctx context.Context, tx Tx, a Approval, decision string) error {
+	if a.State != Approved || !tx.Now().Before(a.ExpiresAt) {
+		return ErrStale
+	}
 	a.State = Consumed
 	if err := tx.UpdateApproval(ctx, &a); err != nil {
 		return err
@@ -224,10 +227,10 @@ func Consume(ctx context.Context, tx Tx, a Approval, decision string) error {
 }
 
 // Close ends an approval in the state given; what the provider sent is erased.
-func Close(ctx context.Context, tx Tx, a Approval, end State, reason string) error {
+func Close(ctx context.Context, tx Tx, a *Approval, end State, reason string) error {
 	a.State, a.Reason = end, reason
 	a.AuthReqID, a.Answer, a.Polling = "", nil, false
-	if err := tx.UpdateApproval(ctx, &a); err != nil {
+	if err := tx.UpdateApproval(ctx, a); err != nil {
 		return err
 	}
 	tx.Notify(a.ID)
@@ -235,21 +238,22 @@ func Close(ctx context.Context, tx Tx, a Approval, end State, reason string) err
 	if reason != "" {
 		detail["reason"] = reason
 	}
-	return record(ctx, tx, a, audit.ApprovalClosed, detail)
+	return record(ctx, tx, *a, audit.ApprovalClosed, detail)
 }
 
-// CancelAll ends what a session still has open or unused.
-func CancelAll(ctx context.Context, tx Tx, session, reason string) error {
+// CancelAll ends what a session still has open or unused, and says how many that
+// were.
+func CancelAll(ctx context.Context, tx Tx, session, reason string) (int, error) {
 	as, err := tx.SessionApprovals(ctx, session)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	for _, a := range as {
-		if err := Close(ctx, tx, a, Cancelled, reason); err != nil {
-			return err
+	for i := range as {
+		if err := Close(ctx, tx, &as[i], Cancelled, reason); err != nil {
+			return 0, err
 		}
 	}
-	return nil
+	return len(as), nil
 }
 
 // Find returns an approval of the caller's session; one that isn't theirs is as

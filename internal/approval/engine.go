@@ -5,9 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/identity"
@@ -15,13 +14,14 @@ import (
 )
 
 const (
-	workers     = 8
-	idle        = time.Second // a worker looks for due work at least this often
+	// maxInFlight bounds the calls at a time. A provider may hold each poll for half a
+	// minute, so that fewer would make prompts wait for one another.
+	maxInFlight = 256
+	idle        = time.Second // due work is looked for at least this often
 	minInterval = time.Second
-	maxInterval = 5 * time.Minute
 	maxBackoff  = time.Minute
-	// claimMargin, beyond the timeout of a call, keeps other workers off a prompt
-	// whose call is in flight.
+	// claimMargin, beyond the timeout of a call, keeps others off a prompt whose call
+	// is in flight.
 	claimMargin = 20 * time.Second
 	// sendMargin keeps two polls apart by the interval although the time of sending
 	// is recorded a little before the bytes leave.
@@ -29,6 +29,8 @@ const (
 	// grace is how long a call in flight may go on after a shutdown began: an answer
 	// must not be lost for that.
 	grace = 5 * time.Second
+	// recordTimeout bounds the commit of what a call brought, which no shutdown cuts.
+	recordTimeout = 10 * time.Second
 )
 
 // Config makes an Engine.
@@ -55,94 +57,110 @@ func NewEngine(cfg Config) *Engine {
 	return &Engine{cfg: cfg, crash: func(string) bool { return false }}
 }
 
-// Run works on due prompts until ctx ends.
+// Run works on due prompts until ctx ends, and then waits for the calls in flight.
 func (e *Engine) Run(ctx context.Context) error {
-	var g errgroup.Group
-	for range workers {
-		g.Go(func() error {
-			wake, stop := e.cfg.Store.Watch(workTopic)
-			defer stop()
-			for ctx.Err() == nil {
-				more, err := e.step(ctx)
-				if err != nil && ctx.Err() == nil {
-					e.cfg.Logger.ErrorContext(ctx, "approval step", "error", err)
-				}
-				if more && err == nil {
-					continue
-				}
-				select {
-				case <-ctx.Done():
-				case <-wake:
-				case <-time.After(idle/2 + rand.N(idle/2)):
-				}
-			}
-			return nil
-		})
+	wake, stop := e.cfg.Store.Watch(workTopic)
+	defer stop()
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	slots := make(chan struct{}, maxInFlight)
+	failed := func(err error) {
+		if err != nil && ctx.Err() == nil {
+			e.cfg.Logger.ErrorContext(ctx, "approval step", "error", err)
+		}
 	}
-	return g.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case slots <- struct{}{}: // before the claim, whose time runs
+		}
+		a, more, err := e.claim(ctx)
+		if more {
+			calls.Go(func() {
+				defer func() { <-slots }()
+				failed(e.carry(ctx, a))
+			})
+			continue
+		}
+		<-slots
+		failed(err)
+		select {
+		case <-ctx.Done():
+		case <-wake:
+		case <-time.After(idle/2 + rand.N(idle/2)): //nolint:gosec // jitter
+		}
+	}
 }
 
-// step does the next thing that one due prompt needs. more says that there was one.
-func (e *Engine) step(ctx context.Context) (more bool, err error) {
-	var a Approval
-	var lostPoll bool
+// claim takes the prompt that has been due longest: it commits what is about to
+// happen before it happens, and keeps others off until a call can't be in flight
+// any more. more says that there was one.
+func (e *Engine) claim(ctx context.Context) (a Approval, more bool, err error) {
+	var was State
 	err = e.cfg.Store.Update(ctx, func(tx Tx) (err error) {
 		if a, more, err = tx.DueApproval(ctx); err != nil || !more {
 			return err
 		}
-		lostPoll = a.Polling
+		was = a.State
 		return e.begin(ctx, tx, &a)
 	})
-	if err != nil || !more {
-		return false, err
+	if err != nil {
+		return a, false, err
 	}
+	e.count(was, a)
+	return a, more, nil
+}
+
+func (e *Engine) begin(ctx context.Context, tx Tx, a *Approval) error {
+	now := tx.Now()
+	_, configured := e.cfg.Providers[a.ApproverRef.Issuer]
+	overdue := !now.Before(a.ExpiresAt)
+	switch {
+	case a.State == Requesting: // due again, so whoever sent it is gone
+		return Close(ctx, tx, a, StartUnknown, "interrupted while the provider was asked")
+	case a.State == Approved: // due at its deadline only
+		return Close(ctx, tx, a, Expired, "")
+	case !configured:
+		return Close(ctx, tx, a, Failed, "the provider is not configured any more")
+	case a.State == Redeemed: // answered in time or not, verify says
+	case overdue && a.Failures > 0:
+		return Close(ctx, tx, a, Failed, unreachable)
+	case overdue:
+		return Close(ctx, tx, a, Expired, "")
+	case a.State == Created:
+		a.State, a.SentAt = Requesting, now
+	case a.State == Pending:
+		if a.Polling { // whoever sent the last poll is gone, and perhaps its answer
+			a.Failures++
+		}
+		a.Polling, a.PolledAt = true, now
+	}
+	a.DueAt = now.Add(e.claimTime())
+	return tx.UpdateApproval(ctx, a)
+}
+
+// carry makes the call that a claimed prompt is up to.
+func (e *Engine) carry(ctx context.Context, a Approval) error {
 	if e.crash("begun") {
-		return false, errCrash
+		return errCrash
 	}
 	ctx, cancel := outlive(ctx, grace)
 	defer cancel()
 	p := e.cfg.Providers[a.ApproverRef.Issuer]
+	var err error
 	switch a.State {
 	case Requesting:
 		err = e.start(ctx, a, p)
 	case Pending:
-		err = e.poll(ctx, a, p, lostPoll)
+		err = e.poll(ctx, a, p)
 	case Redeemed:
 		err = e.verify(ctx, a, p)
 	}
 	if errors.Is(err, ErrStale) { // cancelled or taken over meanwhile; the newer writer is right
-		return true, nil
+		return nil
 	}
-	return true, err
-}
-
-// begin takes the work: it commits what is about to happen before it happens.
-func (e *Engine) begin(ctx context.Context, tx Tx, a *Approval) error {
-	now := tx.Now()
-	end := func(s State, reason string) error {
-		err := e.close(ctx, tx, *a, s, reason)
-		a.State = s
-		return err
-	}
-	if _, ok := e.cfg.Providers[a.ApproverRef.Issuer]; !ok {
-		return end(Failed, "the provider is not configured any more")
-	}
-	if overdue := !now.Before(a.ExpiresAt); overdue && a.State != Requesting && a.State != Redeemed {
-		if a.Failures > 0 {
-			return end(Failed, "the provider could not be reached")
-		}
-		return end(Expired, "")
-	}
-	switch a.State {
-	case Requesting: // due again, so the process that sent it is gone
-		return end(StartUnknown, "interrupted while the provider was asked")
-	case Created:
-		a.State, a.SentAt = Requesting, now
-	case Pending:
-		a.Polling, a.PolledAt = true, now
-	}
-	a.DueAt = now.Add(e.claim())
-	return tx.UpdateApproval(ctx, a)
+	return err
 }
 
 func (e *Engine) start(ctx context.Context, a Approval, p Provider) error {
@@ -152,83 +170,80 @@ func (e *Engine) start(ctx context.Context, a Approval, p Provider) error {
 	if e.crash("started") {
 		return errCrash
 	}
-	e.cfg.Metrics.ProviderCalls.WithLabelValues("start", startNames[r.Outcome]).Inc()
-	return e.cfg.Store.Update(ctx, func(tx Tx) error {
-		a := a
+	e.called(ctx, a, "start", startNames[r.Outcome], r.Err)
+	_, err := e.change(ctx, a, func(ctx context.Context, tx Tx, a *Approval) error {
 		switch r.Outcome {
 		case StartRefused:
-			return e.close(ctx, tx, a, Failed, r.Reason)
+			return Close(ctx, tx, a, Failed, r.Reason)
 		case StartUnclear:
-			return e.close(ctx, tx, a, StartUnknown, r.Reason)
+			return Close(ctx, tx, a, StartUnknown, r.Reason)
 		case StartLater:
 			a.State, a.Failures = Created, a.Failures+1
 			a.DueAt = earlier(tx.Now().Add(max(r.RetryAfter, backoff(a.Failures))), a.ExpiresAt)
-			return tx.UpdateApproval(ctx, &a)
+			return tx.UpdateApproval(ctx, a)
 		}
 		a.State, a.AuthReqID, a.Failures = Pending, r.AuthReqID, 0
-		a.Interval = min(max(r.Interval, minInterval), maxInterval)
+		a.Interval = max(r.Interval, minInterval)
 		// The provider's own limit can only shorten ours.
 		a.ExpiresAt = earlier(a.ExpiresAt, a.SentAt.Add(r.ExpiresIn))
 		a.DueAt = earlier(tx.Now().Add(a.Interval), a.ExpiresAt)
-		if err := tx.UpdateApproval(ctx, &a); err != nil {
+		if err := tx.UpdateApproval(ctx, a); err != nil {
 			return err
 		}
-		tx.Notify(a.ID)
-		return record(ctx, tx, a, audit.ApprovalPrompted, map[string]any{"provider": a.ApproverRef.Issuer})
+		return record(ctx, tx, *a, audit.ApprovalPrompted, map[string]any{"provider": a.ApproverRef.Issuer})
 	})
+	return err
 }
 
-func (e *Engine) poll(ctx context.Context, a Approval, p Provider, lostPoll bool) error {
+func (e *Engine) poll(ctx context.Context, a Approval, p Provider) error {
 	r := p.Poll(ctx, a.AuthReqID)
 	if e.crash("polled") {
 		return errCrash
 	}
-	e.cfg.Metrics.ProviderCalls.WithLabelValues("poll", pollNames[r.Outcome]).Inc()
-	next := a
-	err := e.cfg.Store.Update(ctx, func(tx Tx) error {
-		next = a
-		wait := max(next.Interval, r.RetryAfter)
+	e.called(ctx, a, "poll", pollNames[r.Outcome], r.Err)
+	next, err := e.change(ctx, a, func(ctx context.Context, tx Tx, a *Approval) error {
+		// Whether an earlier answer may have been lost on its way.
+		lost := a.Failures > 0
+		a.Polling = false
+		wait := max(a.Interval, r.RetryAfter)
 		switch r.Outcome {
 		case PollAnswered:
-			next.State, next.Answer, next.Polling, next.Failures = Redeemed, r.Answer, false, 0
-			next.DueAt = tx.Now().Add(e.claim())
-			return tx.UpdateApproval(ctx, &next)
+			a.State, a.Answer, a.Failures = Redeemed, r.Answer, 0
+			a.DueAt = tx.Now().Add(e.claimTime())
+			return tx.UpdateApproval(ctx, a)
 		case PollDenied:
-			return e.close(ctx, tx, next, Denied, "")
+			return Close(ctx, tx, a, Denied, "")
 		case PollExpired:
-			return e.close(ctx, tx, next, Expired, "")
+			return Close(ctx, tx, a, Expired, "")
 		case PollUnknown:
-			if !tx.Now().Before(next.ExpiresAt) { // some providers forget instead of saying expired_token
-				return e.close(ctx, tx, next, Expired, "")
+			if !tx.Now().Before(a.ExpiresAt) { // some providers forget instead of saying expired_token
+				return Close(ctx, tx, a, Expired, "")
 			}
-			if lostPoll {
-				return e.close(ctx, tx, next, OutcomeLost, "interrupted while the provider answered")
+			if lost {
+				return Close(ctx, tx, a, OutcomeLost, "interrupted while the provider answered")
 			}
-			return e.close(ctx, tx, next, Failed, "invalid_grant")
+			return Close(ctx, tx, a, Failed, "invalid_grant")
 		case PollFailed:
-			return e.close(ctx, tx, next, Failed, r.Reason)
+			return Close(ctx, tx, a, Failed, r.Reason)
 		case PollUnreachable:
-			// The answer may be lost, or it may never have been given: Polling stays,
-			// so that an invalid_grant later is known for what it is.
-			next.Failures++
-			wait = max(wait, backoff(next.Failures))
+			a.Failures++
+			wait = max(wait, backoff(a.Failures))
 		case PollSlowDown: // CIBA Core §11: at least 5 s more, for this and all later polls
-			next.Interval = min(max(next.Interval+5*time.Second, r.Interval), maxInterval)
-			next.Polling, next.Failures = false, 0
-			wait = max(next.Interval, r.RetryAfter)
+			a.Interval, a.Failures = max(a.Interval+5*time.Second, r.Interval), 0
+			wait = max(a.Interval, r.RetryAfter)
 		case PollPending:
-			next.Polling, next.Failures = false, 0
+			a.Failures = 0
 		}
-		next.DueAt = earlier(next.PolledAt.Add(wait+sendMargin), next.ExpiresAt)
-		return tx.UpdateApproval(ctx, &next)
+		a.DueAt = earlier(a.PolledAt.Add(wait+sendMargin), a.ExpiresAt)
+		return tx.UpdateApproval(ctx, a)
 	})
-	if err != nil && r.Outcome == PollAnswered {
-		p.Discard(ctx, r.Answer) // nobody will use these tokens
-	}
-	if err != nil || r.Outcome != PollAnswered {
+	switch {
+	case r.Outcome != PollAnswered:
 		return err
-	}
-	if e.crash("redeemed") {
+	case err != nil:
+		p.Discard(ctx, r.Answer) // nobody will use these tokens
+		return err
+	case e.crash("redeemed"):
 		return errCrash
 	}
 	return e.verify(ctx, next, p)
@@ -236,58 +251,80 @@ func (e *Engine) poll(ctx context.Context, a Approval, p Provider, lostPoll bool
 
 // verify can be repeated: the answer is stored.
 func (e *Engine) verify(ctx context.Context, a Approval, p Provider) error {
-	var now time.Time
-	if err := e.cfg.Store.View(ctx, func(tx Tx) error { now = tx.Now(); return nil }); err != nil {
-		return err
-	}
 	evidence, refused := p.Verify(ctx, a.Answer, Expectation{
-		Subject: a.ApproverRef.ID, ACRValues: a.ACRValues, AuthReqID: a.AuthReqID, NotBefore: a.SentAt, Now: now,
+		Subject: a.ApproverRef.ID, ACRValues: a.ACRValues, AuthReqID: a.AuthReqID, NotBefore: a.SentAt,
 	})
 	if e.crash("verified") {
 		return errCrash
 	}
-	err := e.cfg.Store.Update(ctx, func(tx Tx) error {
-		a := a
-		switch now := tx.Now(); {
-		case errors.Is(refused, ErrUnavailable) && now.Before(a.ExpiresAt):
+	if refused != nil {
+		e.cfg.Logger.WarnContext(ctx, "approval answer not accepted", "approval", a.ID, "error", refused)
+	}
+	next, err := e.change(ctx, a, func(ctx context.Context, tx Tx, a *Approval) error {
+		now := tx.Now()
+		overdue := !now.Before(a.ExpiresAt)
+		switch later := errors.Is(refused, ErrUnavailable); {
+		case later && overdue:
+			return Close(ctx, tx, a, Failed, unreachable)
+		case later:
 			a.Failures++
 			a.DueAt = earlier(now.Add(backoff(a.Failures)), a.ExpiresAt)
-			return tx.UpdateApproval(ctx, &a)
+			return tx.UpdateApproval(ctx, a)
 		case refused != nil:
-			return e.close(ctx, tx, a, Failed, "answer_invalid")
-		case !now.Before(a.ExpiresAt):
-			return e.close(ctx, tx, a, Expired, "")
-		default:
-			a.ExpiresAt = now.Add(e.cfg.UseWithin)
+			return Close(ctx, tx, a, Failed, "answer_invalid")
+		case overdue:
+			return Close(ctx, tx, a, Expired, "")
 		}
-		a.State, a.AuthReqID, a.Answer = Approved, "", nil
+		a.State, a.AuthReqID, a.Answer, a.Failures = Approved, "", nil, 0
 		a.ACR, a.AMR, a.AuthTime = evidence.ACR, evidence.AMR, evidence.AuthTime
+		a.ExpiresAt = now.Add(e.cfg.UseWithin)
 		a.DueAt = a.ExpiresAt
-		if err := tx.UpdateApproval(ctx, &a); err != nil {
+		if err := tx.UpdateApproval(ctx, a); err != nil {
 			return err
 		}
 		tx.Notify(a.ID)
-		e.cfg.Metrics.Approvals.WithLabelValues(string(Approved)).Inc()
-		return record(ctx, tx, a, audit.ApprovalApproved, map[string]any{
+		return record(ctx, tx, *a, audit.ApprovalApproved, map[string]any{
 			"approver": a.ApproverRef, "acr": a.ACR, "amr": a.AMR, "use_until": a.ExpiresAt,
 		})
 	})
-	if refused != nil {
-		e.cfg.Logger.WarnContext(ctx, "approval answer refused", "approval", a.ID, "error", refused)
-	}
-	if !errors.Is(refused, ErrUnavailable) && (err == nil || errors.Is(err, ErrStale)) {
+	if done := err == nil && next.State != Redeemed; done || errors.Is(err, ErrStale) {
 		p.Discard(ctx, a.Answer)
 	}
 	return err
 }
 
-func (e *Engine) close(ctx context.Context, tx Tx, a Approval, end State, reason string) error {
-	e.cfg.Metrics.Approvals.WithLabelValues(string(end)).Inc()
-	return Close(ctx, tx, a, end, reason)
+// change commits what f makes of a, even while Writ stops: the call that taught it
+// can't be repeated.
+func (e *Engine) change(ctx context.Context, a Approval, f func(context.Context, Tx, *Approval) error) (next Approval, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	err = e.cfg.Store.Update(ctx, func(tx Tx) error {
+		next = a
+		return f(ctx, tx, &next)
+	})
+	if err == nil {
+		e.count(a.State, next)
+	}
+	return next, err
 }
 
-// claim is how long a prompt is kept from other workers while a call is in flight.
-func (e *Engine) claim() time.Duration {
+// count notes the state that a prompt reached, once it is committed.
+func (e *Engine) count(was State, a Approval) {
+	if a.State != was && !a.Open() {
+		e.cfg.Metrics.Approvals.WithLabelValues(string(a.State)).Inc()
+	}
+}
+
+func (e *Engine) called(ctx context.Context, a Approval, call, outcome string, err error) {
+	e.cfg.Metrics.ProviderCalls.WithLabelValues(call, outcome).Inc()
+	if err != nil {
+		e.cfg.Logger.WarnContext(ctx, "no answer from the CIBA provider", "approval", a.ID,
+			"provider", a.ApproverRef.Issuer, "call", call, "outcome", outcome, "error", err)
+	}
+}
+
+// claimTime is how long a prompt is kept from others while its call is in flight.
+func (e *Engine) claimTime() time.Duration {
 	d := claimMargin
 	for _, p := range e.cfg.Providers {
 		d = max(d, p.Timeout()+claimMargin)
@@ -326,21 +363,24 @@ func (e *Engine) Wait(ctx context.Context, approvalID string, c identity.Caller,
 // Withdraw ends an open or unused approval of the caller's; one that has ended
 // already stays as it is.
 func (e *Engine) Withdraw(ctx context.Context, approvalID string, c identity.Caller) (Approval, error) {
-	var a Approval
 	for {
+		var a Approval
+		var was State
 		err := e.cfg.Store.Update(ctx, func(tx Tx) (err error) {
-			if a, err = Find(ctx, tx, approvalID, c); err != nil || !(a.Open() || a.State == Approved) {
+			a, err = Find(ctx, tx, approvalID, c)
+			was = a.State
+			if err != nil || !a.Open() && a.State != Approved {
 				return err
 			}
-			if err := e.close(ctx, tx, a, Cancelled, "withdrawn by the agent"); err != nil {
-				return err
-			}
-			a.State, a.Reason = Cancelled, "withdrawn by the agent"
-			return nil
+			return Close(ctx, tx, &a, Cancelled, "withdrawn by the agent")
 		})
-		if !errors.Is(err, ErrStale) {
-			return a, err
+		if errors.Is(err, ErrStale) {
+			continue
 		}
+		if err == nil {
+			e.count(was, a)
+		}
+		return a, err
 	}
 }
 
@@ -348,7 +388,7 @@ func (e *Engine) Withdraw(ctx context.Context, approvalID string, c identity.Cal
 // back all at once.
 func backoff(failures int) time.Duration {
 	d := min(time.Second<<min(failures-1, 10), maxBackoff)
-	return d/2 + rand.N(d/2)
+	return d/2 + rand.N(d/2) //nolint:gosec // jitter
 }
 
 // outlive returns a context that ends d after ctx does.
@@ -367,6 +407,9 @@ func earlier(a, b time.Time) time.Time {
 	}
 	return b
 }
+
+// unreachable is the reason of a prompt that failed because calls brought nothing.
+const unreachable = "the provider could not be reached"
 
 var errCrash = errors.New("crashed, as the test wanted")
 

@@ -48,16 +48,18 @@ func (l Limits) fits(s string) bool {
 }
 
 // message writes what the person sees, and says how much that is. The agent's
-// purpose is never in it.
+// purpose is never in it, nor a resource id that could be read as another part of
+// the message.
 func (l Limits) message(act intent.Act, code string) (text, display string) {
 	r := act.Resource
 	var candidates []string
-	if l.Portable {
+	switch {
+	case l.Portable && !strings.Contains(r.ID, "#"):
 		candidates = []string{
 			strings.Join([]string{act.Intent.Action, r.Type, r.ID, code}, "#"),
 			strings.Join([]string{act.Intent.Action, r.ID, code}, "#"),
 		}
-	} else if !strings.Contains(r.ID, `"`) {
+	case !l.Portable && !strings.Contains(r.ID, `"`):
 		candidates = []string{
 			fmt.Sprintf(`%s on %s "%s" (code %s)`, act.Intent.Action, r.Type, r.ID, code),
 			fmt.Sprintf(`%s on "%s" (code %s)`, act.Intent.Action, r.ID, code),
@@ -100,13 +102,13 @@ func Resolve(asks []policy.Ask, act intent.Act, user identity.Principal, provide
 
 // merge makes one ask out of several to the same person: the strictest of each.
 func merge(asks []policy.Ask, expiresIn time.Duration) (policy.Ask, *Refusal) {
-	out := policy.Ask{Approver: ApproverUser, ExpiresIn: policy.Duration(expiresIn), Display: DisplayCode}
+	out := policy.Ask{Approver: ApproverUser, Display: DisplayCode}
 	for _, a := range asks {
 		if a.Approver != ApproverUser {
 			return out, &Refusal{"approver_unsupported", fmt.Sprintf("Policy asks for the approver %q; so far only %q can be asked", a.Approver, ApproverUser)}
 		}
-		if a.ExpiresIn > 0 {
-			out.ExpiresIn = min(out.ExpiresIn, a.ExpiresIn)
+		if a.ExpiresIn > 0 && (out.ExpiresIn == 0 || a.ExpiresIn < out.ExpiresIn) {
+			out.ExpiresIn = a.ExpiresIn
 		}
 		display := a.Display
 		if display == "" {
@@ -127,6 +129,9 @@ func merge(asks []policy.Ask, expiresIn time.Duration) (policy.Ask, *Refusal) {
 				return out, &Refusal{"approval_unsatisfiable", "Policy asks for authentication contexts (acr) that exclude each other"}
 			}
 		}
+	}
+	if out.ExpiresIn == 0 {
+		out.ExpiresIn = policy.Duration(expiresIn)
 	}
 	return out, nil
 }

@@ -59,6 +59,7 @@ type StartResult struct {
 	Interval   time.Duration
 	Reason     string        // of a refusal: the OAuth error code, or a word of ours
 	RetryAfter time.Duration // of StartLater; zero where the provider did not say
+	Err        error         // why there was no answer, for the log
 }
 
 // PollOutcome says what became of a poll.
@@ -83,6 +84,7 @@ type PollResult struct {
 	Interval   time.Duration // a new least interval, if the provider named one
 	RetryAfter time.Duration // not before then, if the provider said so
 	Reason     string        // of PollFailed
+	Err        error         // why there was no answer, for the log
 }
 
 // Expectation is what an answer must say to be a yes.
@@ -91,7 +93,6 @@ type Expectation struct {
 	ACRValues []string
 	AuthReqID string
 	NotBefore time.Time // when the person was asked
-	Now       time.Time
 }
 
 // Evidence is what a verified answer says.

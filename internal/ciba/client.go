@@ -10,12 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
@@ -36,7 +37,7 @@ type Config struct {
 	Limits    approval.Limits
 	// PollTimeout bounds a poll, which a provider may hold (CIBA Core §10.1).
 	PollTimeout time.Duration
-	HTTP        *http.Client // without a timeout of its own beyond PollTimeout; NewHTTPClient's bounds expected
+	HTTP        *http.Client // made by identity.NewHTTPClient, with a timeout of at least PollTimeout
 	Verifier    *identity.Verifier
 }
 
@@ -83,7 +84,7 @@ func (c *Client) discover(ctx context.Context) (endpoints, error) {
 		return endpoints{}, fmt.Errorf("discover: %w", err)
 	}
 	if e.Backchannel == "" || e.Token == "" {
-		return endpoints{}, errors.New("discover: the provider's metadata names no backchannel_authentication_endpoint")
+		return endpoints{}, errors.New("discover: the metadata lacks backchannel_authentication_endpoint or token_endpoint")
 	}
 	c.mu.Lock()
 	c.endpoints = &e
@@ -98,8 +99,13 @@ type response struct {
 	body       []byte
 }
 
+// unusable says that the response is neither an answer nor an OAuth error.
+func (r response) unusable() error {
+	return fmt.Errorf("the provider answered with status %d", r.status)
+}
+
 // post sends a form as the configured client. sent says whether the provider may
-// have got it.
+// have got it: there was a connection, with TLS set up, to send it on.
 func (c *Client) post(ctx context.Context, endpoint string, form url.Values) (r response, sent bool, err error) {
 	if c.cfg.AuthInBody {
 		form.Set("client_id", c.cfg.ClientID)
@@ -114,10 +120,13 @@ func (c *Client) post(ctx context.Context, endpoint string, form url.Values) (r 
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
+	var connected atomic.Bool
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+	}))
 	res, err := c.cfg.HTTP.Do(req)
 	if err != nil {
-		dial, ok := errors.AsType[*net.OpError](err)
-		return r, !(ok && dial.Op == "dial"), fmt.Errorf("call %s: %w", endpoint, scrub(err))
+		return r, connected.Load(), fmt.Errorf("call %s: %w", endpoint, scrub(err))
 	}
 	defer res.Body.Close()
 	r.status = res.StatusCode
@@ -137,14 +146,16 @@ func scrub(err error) error {
 	return err
 }
 
-// retryAfter reads the header in seconds, bounded; the date form is not in use by
-// providers and counts as absent.
+// retryAfter reads the header (RFC 9110 §10.2.3), bounded.
 func retryAfter(h string) time.Duration {
-	n, err := strconv.Atoi(strings.TrimSpace(h))
-	if err != nil || n <= 0 {
-		return 0
+	const most = 24 * time.Hour
+	if n, err := strconv.ParseUint(h, 10, 32); err == nil {
+		return min(time.Duration(n)*time.Second, most)
 	}
-	return min(time.Duration(n)*time.Second, 10*time.Minute)
+	if t, err := http.ParseTime(h); err == nil {
+		return min(max(time.Until(t), 0), most)
+	}
+	return 0
 }
 
 // oauthError is RFC 6749 §5.2. Descriptions are the provider's text and not kept.
@@ -153,10 +164,14 @@ type oauthError struct {
 	Interval seconds `json:"interval"` // some providers say it with slow_down
 }
 
-// seconds is a number of seconds that some providers write as a string.
+// seconds is a number of seconds that some providers write as a string; null is as
+// good as absent.
 type seconds int64
 
 func (s *seconds) UnmarshalJSON(b []byte) error {
+	if string(b) == "null" {
+		return nil
+	}
 	f, err := strconv.ParseFloat(strings.Trim(string(b), `"`), 64)
 	if err != nil || f != f || f > 1<<31 || f < -(1<<31) {
 		return errors.New("is not a number of seconds")

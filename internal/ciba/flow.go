@@ -57,7 +57,7 @@ func (c *Client) Start(ctx context.Context, r approval.StartRequest) approval.St
 	defer cancel()
 	e, err := c.discover(ctx)
 	if err != nil {
-		return approval.StartResult{Outcome: approval.StartLater}
+		return approval.StartResult{Outcome: approval.StartLater, Err: err}
 	}
 	form := url.Values{
 		"scope":            {"openid"},
@@ -68,19 +68,22 @@ func (c *Client) Start(ctx context.Context, r approval.StartRequest) approval.St
 	if len(r.ACRValues) > 0 {
 		form.Set("acr_values", strings.Join(r.ACRValues, " "))
 	}
+	// A connection kept from before may be dead, which leaves it open whether the
+	// person was asked; a new one fails before anything is sent.
+	c.cfg.HTTP.CloseIdleConnections()
 	res, sent, err := c.post(ctx, e.Backchannel, form)
 	code, _ := errorCode(res)
 	switch {
 	case err != nil && !sent:
-		return approval.StartResult{Outcome: approval.StartLater}
+		return approval.StartResult{Outcome: approval.StartLater, Err: err}
 	case err != nil:
-		return approval.StartResult{Outcome: approval.StartUnclear, Reason: "the provider's answer was lost"}
+		return approval.StartResult{Outcome: approval.StartUnclear, Reason: "the provider's answer was lost", Err: err}
 	case res.status == http.StatusOK:
 		return acknowledgement(res)
 	case res.status == http.StatusTooManyRequests || res.status == http.StatusServiceUnavailable:
-		return approval.StartResult{Outcome: approval.StartLater, RetryAfter: res.retryAfter}
+		return approval.StartResult{Outcome: approval.StartLater, RetryAfter: res.retryAfter, Err: res.unusable()}
 	case res.status >= 500:
-		return approval.StartResult{Outcome: approval.StartUnclear, Reason: fmt.Sprintf("status_%d", res.status)}
+		return approval.StartResult{Outcome: approval.StartUnclear, Reason: fmt.Sprintf("status_%d", res.status), Err: res.unusable()}
 	case code != "":
 		return approval.StartResult{Outcome: approval.StartRefused, Reason: code}
 	}
@@ -112,43 +115,35 @@ func acknowledgement(res response) approval.StartResult {
 func (c *Client) Poll(ctx context.Context, authReqID string) approval.PollResult {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.PollTimeout)
 	defer cancel()
-	unreachable := approval.PollResult{Outcome: approval.PollUnreachable}
 	e, err := c.discover(ctx)
 	if err != nil {
-		return unreachable
+		return approval.PollResult{Outcome: approval.PollUnreachable, Err: err}
 	}
 	res, _, err := c.post(ctx, e.Token, url.Values{"grant_type": {grantType}, "auth_req_id": {authReqID}})
 	if err != nil {
-		return unreachable
+		return approval.PollResult{Outcome: approval.PollUnreachable, Err: err}
+	}
+	if res.status == http.StatusOK && json.Valid(res.body) {
+		return approval.PollResult{Outcome: approval.PollAnswered, Answer: res.body}
 	}
 	out := approval.PollResult{RetryAfter: res.retryAfter}
-	code, interval := errorCode(res)
-	switch {
-	case res.status == http.StatusOK:
-		if !json.Valid(res.body) {
-			return unreachable
-		}
-		out.Outcome, out.Answer = approval.PollAnswered, res.body
-		return out
-	case res.status == http.StatusServiceUnavailable || code == "" && res.status >= 400:
-		out.Outcome = approval.PollUnreachable
-		return out
+	var code string
+	if res.status >= 400 && res.status != http.StatusServiceUnavailable {
+		code, out.Interval = errorCode(res)
 	}
 	switch code {
 	case "authorization_pending":
 		out.Outcome = approval.PollPending
 	case "slow_down":
-		out.Outcome, out.Interval = approval.PollSlowDown, interval
+		out.Outcome = approval.PollSlowDown
 	case "access_denied":
 		out.Outcome = approval.PollDenied
 	case "expired_token":
 		out.Outcome = approval.PollExpired
 	case "invalid_grant":
 		out.Outcome = approval.PollUnknown
-	case "server_error", "temporarily_unavailable":
-		out.Outcome = approval.PollUnreachable
-	case "":
-		out.Outcome = approval.PollUnreachable
+	case "", "server_error", "temporarily_unavailable":
+		out.Outcome, out.Err = approval.PollUnreachable, res.unusable()
 	default:
 		out.Outcome, out.Reason = approval.PollFailed, code
 	}
@@ -221,7 +216,7 @@ func moment(claims map[string]any, name string) (time.Time, bool) {
 // accessTokenHashed checks at_hash (OpenID Connect Core §3.1.3.6). The ID token is
 // verified, so its header can be trusted for the algorithm.
 func accessTokenHashed(idToken, accessToken string, hash any) bool {
-	jws, err := jose.ParseSigned(idToken, []jose.SignatureAlgorithm{
+	jws, err := jose.ParseSignedCompact(idToken, []jose.SignatureAlgorithm{
 		jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512, jose.EdDSA,
 	})
 	want, ok := hash.(string)
@@ -248,7 +243,7 @@ func accessTokenHashed(idToken, accessToken string, hash any) bool {
 // answer and are good for nothing else; a provider that can't revoke them lets
 // them expire.
 func (c *Client) Discard(ctx context.Context, answer []byte) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	e, err := c.discover(ctx)
 	if err != nil || e.Revocation == "" {

@@ -115,6 +115,9 @@ func (d *Decider) attempt(ctx context.Context, req Request, caller identity.Call
 		return Answer{}, err
 	}
 	d.cfg.Metrics.Decisions.WithLabelValues(string(r.Effect)).Inc()
+	if r.Effect == policy.Allow && r.rests != nil {
+		d.cfg.Metrics.Approvals.WithLabelValues(string(approval.Consumed)).Inc()
+	}
 	d.cfg.Logger.InfoContext(ctx, "decision", "decision", record.ID, "effect", r.Effect, "reason", r.Reasons[0].Code,
 		"action", req.Intent.Action, "session", s.session.ID, "approval", record.Approval, "lease", record.Lease)
 	if granted == nil {
@@ -308,8 +311,10 @@ func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling
 		switch r.Effect {
 		case policy.RequireCIBA:
 			kind = audit.DecisionRequireCIBA
+			plan := *r.plan // a yes after the session's end would be good for nothing
+			plan.ExpiresIn = min(plan.ExpiresIn, s.session.EndsAt.Sub(tx.Now()))
 			a, err := approval.Open(ctx, tx, approval.Opening{
-				Plan: *r.plan, Session: s.session.ID, Decision: record.ID, User: s.act.User, Agent: s.act.Agent,
+				Plan: plan, Session: s.session.ID, Decision: record.ID, User: s.act.User, Agent: s.act.Agent,
 				IntentHash: s.hash, MaxPending: d.cfg.MaxPending,
 			})
 			if err != nil {
@@ -431,7 +436,8 @@ func (d *Decider) replay(ctx context.Context, s situation) (Answer, error) {
 		if err != nil {
 			return err
 		}
-		again := old.Alive(now) || old.EndReason == endMintFailed && now.Before(old.ExpiresAt)
+		_, minter := d.cfg.Minters[old.Minter]
+		again := minter && (old.Alive(now) || old.EndReason == endMintFailed && now.Before(old.ExpiresAt))
 		if !again || !alive.Alive(now) {
 			return fault.New(fault.LeaseEnded, "the credential of this decision has ended; ask again with a new Idempotency-Key")
 		}

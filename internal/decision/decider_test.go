@@ -224,6 +224,11 @@ func TestIdempotency(t *testing.T) {
 	if n := f.entries(); n[audit.DecisionAllow] != 1 || n[audit.LeaseRevoked] != 1 || n[audit.DecisionReissued] != 1 {
 		t.Errorf("audit: %v", n)
 	}
+	same := r // an empty object is no object
+	same.Context, same.Intent.Parameters, same.Resource.Properties = map[string]any{}, map[string]any{}, map[string]any{}
+	if a := f.decide(same); a.DecisionID != first.DecisionID {
+		t.Error("an empty context made another request of it")
+	}
 	other := r
 	other.Resource.ID = "2"
 	if _, err := f.Decide(context.Background(), other); !fault.Is(err, fault.IdempotencyConflict) {

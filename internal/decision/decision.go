@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/writsec/writ/internal/approval"
@@ -41,8 +42,11 @@ type Request struct {
 }
 
 // digest identifies the question, for idempotency: everything but tokens, and the
-// user that they name.
+// user that they name. An absent object is an empty one, as in the intent hash.
 func (r Request) digest(user identity.Ref) (string, error) {
+	if len(r.Context) == 0 {
+		r.Context = nil // the others leave empty objects out by themselves
+	}
 	data, err := json.Marshal([]any{r.Session, r.Intent, r.Resource, r.Context, r.Approval, user})
 	if err != nil {
 		return "", fmt.Errorf("digest request: %w", err)
@@ -64,6 +68,9 @@ type Answer struct {
 	Policy      policy.Version   `json:"policy"`
 }
 
+// LogValue keeps the secret of a credential out of logs.
+func (a Answer) LogValue() slog.Value { return slog.StringValue(a.DecisionID) }
+
 // Credential is a minted credential with its secret.
 type Credential struct {
 	Lease        string         `json:"lease"`
@@ -74,6 +81,9 @@ type Credential struct {
 	Scope        map[string]any `json:"scope"`
 	Secret       lease.Secret   `json:"secret"`
 }
+
+// LogValue keeps the secret out of logs.
+func (c Credential) LogValue() slog.Value { return slog.StringValue(c.Lease) }
 
 // Approval is the state of a prompt, as agents see it.
 type Approval struct {

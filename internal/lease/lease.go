@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"time"
 
 	"github.com/writsec/writ/internal/audit"
@@ -91,11 +93,11 @@ type Minter interface {
 // Secret is what the agent uses. It is never stored or logged.
 type Secret map[string]string
 
-// String keeps a secret out of logs and errors.
-func (Secret) String() string { return "[secret]" }
+// Format keeps a secret out of anything that package fmt writes, whatever the verb.
+func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[secret]") }
 
-// GoString keeps a secret out of %#v.
-func (Secret) GoString() string { return "[secret]" }
+// LogValue keeps a secret out of logs, in whose JSON it would be a plain map.
+func (Secret) LogValue() slog.Value { return slog.StringValue("[secret]") }
 
 // MeetsLeast reports whether what a credential offers is at least what policy
 // demands.
@@ -177,23 +179,35 @@ func End(ctx context.Context, tx Tx, l Lease, reason string, operator identity.R
 	})
 }
 
-// EndAll revokes all active leases of a selection and returns how many.
-func EndAll(ctx context.Context, tx Tx, s Selection, reason string, operator identity.Ref) (int, error) {
+// Ended counts the leases that were ended, by kind.
+type Ended map[string]int
+
+// Total is their number.
+func (e Ended) Total() int {
+	n := 0
+	for _, k := range e {
+		n += k
+	}
+	return n
+}
+
+// EndAll revokes all active leases of a selection.
+func EndAll(ctx context.Context, tx Tx, s Selection, reason string, operator identity.Ref) (Ended, error) {
 	const batch = 1000
-	total := 0
+	ended := Ended{}
 	for {
 		ls, err := tx.ActiveLeases(ctx, s, batch)
 		if err != nil {
-			return total, err
+			return nil, err
 		}
 		for _, l := range ls {
 			if err := End(ctx, tx, l, reason, operator); err != nil {
-				return total, fmt.Errorf("end lease %s: %w", l.ID, err)
+				return nil, fmt.Errorf("end lease %s: %w", l.ID, err)
 			}
+			ended[l.Kind]++
 		}
-		total += len(ls)
 		if len(ls) < batch {
-			return total, nil
+			return ended, nil
 		}
 	}
 }

@@ -20,8 +20,11 @@ type Tx interface {
 	session.Tx
 	approval.Tx
 	lease.Tx
-	// LiveSessions lists the sessions that have not ended of a user, of an agent, or all.
+	// LiveSessions lists the sessions of a user, of an agent, or all, that can still
+	// carry decisions. Exactly one of the three is asked for.
 	LiveSessions(ctx context.Context, user, agent identity.Ref, all bool) ([]session.Session, error)
+	// DueSessions lists sessions whose time is over and that are not marked ended.
+	DueSessions(ctx context.Context, limit int) ([]session.Session, error)
 }
 
 // Store runs transactions.
@@ -38,17 +41,19 @@ type Revoker struct {
 // Release ends a lease that its agent gives back. Releasing twice changes nothing.
 func (r *Revoker) Release(ctx context.Context, c identity.Caller, leaseID string) (lease.Lease, error) {
 	var l lease.Lease
+	var active bool
 	err := r.Store.Update(ctx, func(tx Tx) (err error) {
 		if l, err = lease.Find(ctx, tx, leaseID, c); err != nil {
 			return err
 		}
+		active = l.State == lease.Active
 		if err := lease.End(ctx, tx, l, "released", identity.Ref{}); err != nil {
 			return err
 		}
 		l, err = tx.Lease(ctx, leaseID)
 		return err
 	})
-	if err == nil && l.EndReason == "released" {
+	if err == nil && active {
 		r.Metrics.Leases.WithLabelValues(l.Kind, "released").Inc()
 	}
 	return l, err
@@ -57,17 +62,22 @@ func (r *Revoker) Release(ctx context.Context, c identity.Caller, leaseID string
 // EndSession ends a session of the caller's and everything in it, and says how
 // many leases that revoked.
 func (r *Revoker) EndSession(ctx context.Context, c identity.Caller, sessionID string) (s session.Session, leases int, err error) {
+	var t toll
 	err = r.update(ctx, func(tx Tx) (err error) {
+		t = newToll()
 		if s, err = session.Find(ctx, tx, sessionID, c); err != nil {
 			return err
 		}
-		if leases, err = end(ctx, tx, s, "ended by the agent", identity.Ref{}); err != nil {
+		if err := t.end(ctx, tx, s, "ended by the agent", identity.Ref{}); err != nil {
 			return err
 		}
 		s, err = tx.Session(ctx, sessionID)
 		return err
 	})
-	return s, leases, err
+	if err == nil {
+		r.count(t)
+	}
+	return s, t.leases(), err
 }
 
 // Scope is what an operator revokes. Exactly one part is set.
@@ -88,35 +98,35 @@ type Result struct {
 // Revoke is the kill switch. Whoever is in its scope loses every credential with
 // its commit, and every session, so that nothing new can be minted there.
 func (r *Revoker) Revoke(ctx context.Context, operator identity.Principal, s Scope, reason string) (Result, error) {
-	var result Result
+	var t toll
 	err := r.update(ctx, func(tx Tx) error {
-		result = Result{}
+		t = newToll()
 		sessions, err := sessionsOf(ctx, tx, s)
 		if err != nil {
 			return err
 		}
 		for _, live := range sessions {
-			n, err := end(ctx, tx, live, "revoked by an operator", operator.Ref)
-			if err != nil {
+			if err := t.end(ctx, tx, live, "revoked by an operator", operator.Ref); err != nil {
 				return err
 			}
-			result.Sessions++
-			result.Leases += n
 		}
 		// Leases whose session had ended before, and the one lease asked for.
-		n, err := lease.EndAll(ctx, tx, lease.Selection{
+		t.direct, err = lease.EndAll(ctx, tx, lease.Selection{
 			Lease: s.Lease, Session: s.Session, User: s.User, Agent: s.Agent, All: s.All,
 		}, "operator", operator.Ref)
 		if err != nil {
 			return err
 		}
-		result.Leases += n
 		return audit.Append(ctx, tx, audit.Entry{
 			Kind: audit.OperatorRevoked, Operator: operator.Ref, User: s.User, Agent: s.Agent, Session: s.Session, Lease: s.Lease,
-			Detail: map[string]any{"all": s.All, "reason": reason, "leases": result.Leases, "sessions": result.Sessions},
+			Detail: map[string]any{"all": s.All, "reason": reason, "leases": t.leases(), "sessions": t.sessions},
 		})
 	})
-	return result, err
+	if err != nil {
+		return Result{}, err
+	}
+	r.count(t)
+	return Result{Leases: t.leases(), Sessions: t.sessions}, nil
 }
 
 func sessionsOf(ctx context.Context, tx Tx, s Scope) ([]session.Session, error) {
@@ -134,15 +144,43 @@ func sessionsOf(ctx context.Context, tx Tx, s Scope) ([]session.Session, error) 
 	return tx.LiveSessions(ctx, s.User, s.Agent, s.All)
 }
 
+// toll is what one revocation ended.
+type toll struct {
+	sessions, approvals int
+	withSession         lease.Ended // leases that ended with their session
+	direct              lease.Ended // leases that an operator ended otherwise
+}
+
+func newToll() toll { return toll{withSession: lease.Ended{}} }
+
 // end ends a session, its approvals and its leases.
-func end(ctx context.Context, tx Tx, s session.Session, reason string, operator identity.Ref) (leases int, err error) {
+func (t *toll) end(ctx context.Context, tx Tx, s session.Session, reason string, operator identity.Ref) error {
 	if err := session.End(ctx, tx, s, reason, operator); err != nil {
-		return 0, err
+		return err
 	}
-	if err := approval.CancelAll(ctx, tx, s.ID, "the session ended"); err != nil {
-		return 0, err
+	n, err := approval.CancelAll(ctx, tx, s.ID, "the session ended")
+	if err != nil {
+		return err
 	}
-	return lease.EndAll(ctx, tx, lease.Selection{Session: s.ID}, "session_ended", operator)
+	ended, err := lease.EndAll(ctx, tx, lease.Selection{Session: s.ID}, "session_ended", operator)
+	t.sessions, t.approvals = t.sessions+1, t.approvals+n
+	for kind, n := range ended {
+		t.withSession[kind] += n
+	}
+	return err
+}
+
+func (t *toll) leases() int { return t.withSession.Total() + t.direct.Total() }
+
+// count puts what was committed into the metrics.
+func (r *Revoker) count(t toll) {
+	r.Metrics.Approvals.WithLabelValues(string(approval.Cancelled)).Add(float64(t.approvals))
+	for kind, n := range t.withSession {
+		r.Metrics.Leases.WithLabelValues(kind, "session_ended").Add(float64(n))
+	}
+	for kind, n := range t.direct {
+		r.Metrics.Leases.WithLabelValues(kind, "operator").Add(float64(n))
+	}
 }
 
 // update tries again when a parallel transaction was faster; it cannot be so for

@@ -96,6 +96,7 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, e
 		Store: sqlstore.For[approval.Tx](s.store), Providers: providers, UseWithin: cfg.Approvals.UseWithin,
 		Stopping: s.stopping, Metrics: metrics, Logger: log,
 	})
+	revoker := &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics}
 	settings := session.Settings{DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge}
 	handler := httpapi.New(httpapi.Config{
 		Identity: s.identity,
@@ -106,12 +107,12 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, e
 		}),
 		Sessions:  &session.Manager{Store: sqlstore.For[session.Tx](s.store), Settings: settings},
 		Approvals: approvals,
-		Revoker:   &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics},
+		Revoker:   revoker,
 		Keys:      keys, Leases: sqlstore.For[lease.Tx](s.store), Services: services,
 		ExternalURL: cfg.ExternalURL, BehindProxy: cfg.BehindProxy, MaxWait: cfg.Approvals.MaxWait,
 		Metrics: metrics, Logger: log,
 	})
-	expirer := &lease.Expirer{Store: sqlstore.For[lease.Tx](s.store), Metrics: metrics, Logger: log}
+	expirer := &revocation.Expirer{Revoker: revoker, Logger: log}
 	s.loops = []func(context.Context) error{s.policy.Run, s.identity.Run, approvals.Run, expirer.Run}
 
 	if s.api, err = listen(cfg.Listen, handler, cfg.Approvals.MaxWait+30*time.Second, log); err != nil {
@@ -233,7 +234,9 @@ func newPolicy(cfg config.Policy, store *sqlstore.Store, m *telemetry.Metrics, l
 		if err != nil {
 			return nil, fmt.Errorf("read policy.signature.public_key_file: %w", err)
 		}
-		c.Verification = bundle.NewVerificationConfig(map[string]*bundle.KeyConfig{sig.KeyID: key}, sig.KeyID, "", nil)
+		// Without a key id of its own here, OPA takes the key that the bundle names; it
+		// must name this one.
+		c.Verification = bundle.NewVerificationConfig(map[string]*bundle.KeyConfig{sig.KeyID: key}, "", "", nil)
 	}
 	return policy.New(c)
 }

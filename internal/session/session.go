@@ -189,8 +189,11 @@ func Find(ctx context.Context, tx Tx, sessionID string, c identity.Caller) (Sess
 func notFound() error { return fault.New(fault.NotFound, "no such session of this agent and user") }
 
 // Settle leaves a decision's marks on the session, and in any case fails with
-// ErrChanged if the session is no longer what the decision was made on.
+// ErrChanged if the session is no longer what the decision was made on, or is over.
 func Settle(ctx context.Context, tx Tx, s Session, labels []string, counters map[string]int64) error {
+	if !s.Alive(tx.Now()) {
+		return ErrChanged
+	}
 	next := s
 	next.Labels = union(s.Labels, labels)
 	next.Counters = maps.Clone(s.Counters)

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/writsec/writ/internal/minter"
@@ -41,6 +42,9 @@ func (t *Tx) InsertKey(ctx context.Context, k Key) error {
 func (s *Store) checkRootKey(ctx context.Context) error {
 	return s.Update(ctx, func(tx *Tx) error {
 		keys, err := tx.Keys(ctx, rootKeyCheck)
+		if errors.Is(err, errRootKey) {
+			return errors.New("its root key is another one than root_key_file holds")
+		}
 		if err != nil || len(keys) > 0 {
 			return err
 		}

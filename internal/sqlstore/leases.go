@@ -56,3 +56,9 @@ func (t *Tx) ActiveLeases(ctx context.Context, s lease.Selection, limit int) ([]
 	return some(ctx, t, "list active leases", scanLease,
 		`SELECT `+leaseColumns+` FROM leases WHERE state = 'active' AND `+where+` ORDER BY expires_at, id LIMIT $1`, args...)
 }
+
+// CountActiveLeases counts a session's leases that have not ended.
+func (t *Tx) CountActiveLeases(ctx context.Context, session string) (int, error) {
+	return one(ctx, t, "count active leases", func(r scanner) (n int, err error) { return n, r.Scan(&n) },
+		`SELECT count(*) FROM leases WHERE session = $1 AND state = 'active'`, session)
+}

@@ -8,6 +8,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"strings"
 )
@@ -34,8 +36,11 @@ func ReadRootKey(path string) (RootKey, error) {
 	return k, nil
 }
 
-// String keeps the key out of logs.
-func (RootKey) String() string { return "[root key]" }
+// Format keeps the key out of anything that package fmt writes.
+func (RootKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[root key]") }
+
+// LogValue keeps the key out of logs.
+func (RootKey) LogValue() slog.Value { return slog.StringValue("[root key]") }
 
 // sealer encrypts columns with AES-256-GCM. Where a value belongs is authenticated
 // with it, so that values can't be swapped between rows or columns.
@@ -57,7 +62,7 @@ func newSealer(root RootKey) (sealer, error) {
 	return sealer{aead}, nil
 }
 
-// errRootKey is what a wrong root key looks like.
+// errRootKey is what a wrong root key looks like, and an altered value.
 var errRootKey = errors.New("a stored value does not open: it was sealed under another root key, or altered")
 
 // seal returns nil for an empty value. column and row say where it will stand.
@@ -65,7 +70,7 @@ func (s sealer) seal(value []byte, column, row string) []byte {
 	if len(value) == 0 {
 		return nil
 	}
-	return s.aead.Seal(nil, nil, value, []byte(column+"\x00"+row))
+	return s.aead.Seal(nil, nil, value, []byte(column+"\x00"+row)) //nolint:gosec // this AEAD makes its own random nonce
 }
 
 func (s sealer) open(sealed []byte, column, row string) ([]byte, error) {

@@ -44,10 +44,23 @@ func (t *Tx) UpdateSession(ctx context.Context, s session.Session, touch bool) e
 		step, asJSON(s.Labels), asJSON(s.Counters), micros(s.EndedAt), s.EndReason, s.ID, s.Version)
 }
 
-// LiveSessions lists the sessions of a user, of an agent, or all, that have not
-// ended. Exactly one of the three is asked for.
+// LiveSessions implements revocation.Tx.
 func (t *Tx) LiveSessions(ctx context.Context, user, agent identity.Ref, all bool) ([]session.Session, error) {
-	return some(ctx, t, "list sessions", scanSession, `SELECT `+sessionColumns+` FROM sessions
-		WHERE ended_at = 0 AND ($1 OR user_subject = $2 AND user_issuer = $3 OR agent_subject = $4 AND agent_issuer = $5)`,
-		all, user.ID, user.Issuer, agent.ID, agent.Issuer)
+	where, args := `FALSE`, []any{micros(t.now)}
+	switch {
+	case !user.IsZero():
+		where, args = `user_subject = $2 AND user_issuer = $3`, append(args, user.ID, user.Issuer)
+	case !agent.IsZero():
+		where, args = `agent_subject = $2 AND agent_issuer = $3`, append(args, agent.ID, agent.Issuer)
+	case all:
+		where = `TRUE`
+	}
+	return some(ctx, t, "list sessions", scanSession,
+		`SELECT `+sessionColumns+` FROM sessions WHERE ended_at = 0 AND ends_at > $1 AND `+where+` ORDER BY id`, args...)
+}
+
+// DueSessions implements revocation.Tx.
+func (t *Tx) DueSessions(ctx context.Context, limit int) ([]session.Session, error) {
+	return some(ctx, t, "list due sessions", scanSession, `SELECT `+sessionColumns+` FROM sessions
+		WHERE ended_at = 0 AND ends_at <= $1 ORDER BY ends_at LIMIT $2`, micros(t.now), limit)
 }

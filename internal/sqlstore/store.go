@@ -73,8 +73,11 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 			_ = s.Close()
 		}
 	}()
-	if ok, err := s.lock.TryLock(); err != nil || !ok {
-		return nil, errors.Join(fmt.Errorf("open store: another Writ uses %s", cfg.Path), err)
+	switch locked, err := s.lock.TryLock(); {
+	case err != nil:
+		return nil, fmt.Errorf("open store: lock: %w", err)
+	case !locked:
+		return nil, fmt.Errorf("open store: another Writ uses %s", cfg.Path)
 	}
 	if s.write, err = sql.Open("sqlite", dsn(cfg.Path, "_txlock=immediate")); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
@@ -88,7 +91,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	if err := s.checkRootKey(ctx); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open store %s: %w", cfg.Path, err)
 	}
 	return s, s.recover(ctx)
 }
@@ -114,10 +117,11 @@ func migrate(ctx context.Context, db *sql.DB, log *slog.Logger) error {
 }
 
 // recover makes work due that a killed process had taken: the lock says that it is
-// gone. A poll still waits for its interval.
+// gone. A poll still waits for its interval, and a second more, since it was sent
+// after its time was recorded.
 func (s *Store) recover(ctx context.Context) error {
 	_, err := s.write.ExecContext(ctx, `
-		UPDATE approvals SET due_at = CASE state WHEN 'pending' THEN min(polled_at + interval_us, expires_at) ELSE 0 END
+		UPDATE approvals SET due_at = CASE state WHEN 'pending' THEN min(polled_at + interval_us + 1000000, expires_at) ELSE 0 END
 		WHERE state IN ('requesting', 'redeemed') OR state = 'pending' AND polling = 1`)
 	if err != nil {
 		return fmt.Errorf("recover store: %w", err)
@@ -149,9 +153,10 @@ func (s *Store) Update(ctx context.Context, f func(*Tx) error) error {
 	if err != nil {
 		return unavailable("begin", err)
 	}
+	// After a commit it does nothing; after a panic it gives the one writer back.
+	defer func() { _ = tx.Rollback() }()
 	t := &Tx{tx: tx, seal: s.seal, now: s.time()}
 	if err := f(t); err != nil {
-		_ = tx.Rollback() // err says more
 		return err
 	}
 	if err := tx.Commit(); err != nil {
@@ -197,12 +202,13 @@ func (n Narrow[T]) View(ctx context.Context, f func(T) error) error {
 	return n.Store.View(ctx, func(tx *Tx) error { return f(any(tx).(T)) })
 }
 
-// unavailable marks an error of the database as such, for the caller to retry.
+// unavailable marks an error of the database as such, for the caller to retry. A
+// value that doesn't open won't open later either.
 func unavailable(op string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, errRootKey):
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	return fault.Wrap(fault.Unavailable, fmt.Errorf("%s: %w", op, err), "the store cannot be used right now")

@@ -19,6 +19,7 @@ CREATE TABLE sessions (
   ended_at      BIGINT NOT NULL,
   end_reason    TEXT NOT NULL
 );
+CREATE INDEX sessions_due ON sessions (ends_at) WHERE ended_at = 0;
 CREATE INDEX sessions_user ON sessions (user_subject, user_issuer) WHERE ended_at = 0;
 CREATE INDEX sessions_agent ON sessions (agent_subject, agent_issuer) WHERE ended_at = 0;
 

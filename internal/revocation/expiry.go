@@ -1,0 +1,84 @@
+package revocation
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/writsec/writ/internal/approval"
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/session"
+)
+
+// Expirer records the end of leases and sessions whose time is over. Nothing
+// depends on its speed: both are refused by their time alone.
+type Expirer struct {
+	*Revoker
+	Logger *slog.Logger
+}
+
+const (
+	expireEvery = time.Second
+	expireBatch = 100
+)
+
+// Run works until ctx ends.
+func (e *Expirer) Run(ctx context.Context) error {
+	for {
+		more, err := e.step(ctx)
+		if err != nil && ctx.Err() == nil {
+			e.Logger.ErrorContext(ctx, "expire leases and sessions", "error", err)
+		}
+		if more && err == nil {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(expireEvery/2 + rand.N(expireEvery/2)): //nolint:gosec // G404: jitter is no secret
+		}
+	}
+}
+
+// step ends one batch of each; more says that there may be others.
+func (e *Expirer) step(ctx context.Context) (more bool, err error) {
+	var t toll
+	var leases []lease.Lease
+	err = e.Store.Update(ctx, func(tx Tx) error {
+		t = newToll()
+		var err error
+		if leases, err = tx.ActiveLeases(ctx, lease.Selection{Due: true}, expireBatch); err != nil {
+			return err
+		}
+		for _, l := range leases {
+			if err := lease.End(ctx, tx, l, "expired", identity.Ref{}); err != nil {
+				return err
+			}
+		}
+		sessions, err := tx.DueSessions(ctx, expireBatch)
+		if err != nil {
+			return err
+		}
+		for _, s := range sessions {
+			if err := t.end(ctx, tx, s, "expired", identity.Ref{}); err != nil {
+				return err
+			}
+		}
+		more = len(leases) == expireBatch || len(sessions) == expireBatch
+		return nil
+	})
+	if errors.Is(err, session.ErrChanged) || errors.Is(err, approval.ErrStale) {
+		return true, nil // a parallel transaction was faster; look again
+	}
+	if err != nil {
+		return false, err
+	}
+	for _, l := range leases {
+		e.Metrics.Leases.WithLabelValues(l.Kind, "expired").Inc()
+	}
+	e.count(t)
+	return more, nil
+}

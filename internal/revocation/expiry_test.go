@@ -1,0 +1,101 @@
+package revocation_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/writsec/writ/internal/audit"
+	"github.com/writsec/writ/internal/intent"
+	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/revocation"
+	"github.com/writsec/writ/internal/session"
+	"github.com/writsec/writ/internal/sqlstore"
+)
+
+// ends lists how leases and sessions ended, by the record.
+func (w *world) ends() map[string]int {
+	w.t.Helper()
+	out := map[string]int{}
+	err := w.View(w.t.Context(), func(tx *sqlstore.Tx) error {
+		entries, err := tx.Audit(w.t.Context(), 0, 10_000)
+		for _, e := range entries {
+			if e.Kind == audit.LeaseRevoked || e.Kind == audit.SessionEnded || e.Kind == audit.ApprovalClosed {
+				reason, _ := e.Detail["reason"].(string)
+				out[string(e.Kind)+" "+reason]++
+			}
+		}
+		return err
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return out
+}
+
+func TestExpirer(t *testing.T) {
+	w := newWorld(t)
+	e := &revocation.Expirer{Revoker: w.revoker, Logger: slog.New(slog.DiscardHandler)}
+	step := func() {
+		t.Helper()
+		for more := true; more; {
+			var err error
+			if more, err = e.Step(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// More than one batch of leases in one session.
+	err := w.Update(t.Context(), func(tx *sqlstore.Tx) error {
+		for range 150 {
+			l := lease.New(lease.Grant{Kind: "jwt", TTL: 10 * time.Second}, w.aliceX.ID, w.aliceX.EndsAt, "dec", actOf(w.aliceX), "h", tx.Now())
+			if err := lease.Begin(t.Context(), tx, l); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := w.now
+	step()
+	if got := w.ends(); len(got) != 0 {
+		t.Fatalf("ended before their time: %v", got)
+	}
+	w.now = start.Add(11 * time.Second)
+	step()
+	if diff := cmp.Diff(map[string]int{"lease.revoked expired": 150}, w.ends()); diff != "" {
+		t.Error(diff)
+	}
+	w.now = start.Add(time.Hour)
+	step()
+	step() // ending twice changes nothing
+	want := map[string]int{
+		"lease.revoked expired": 153, "session.ended expired": 3, "approval.closed the session ended": 3,
+	}
+	if diff := cmp.Diff(want, w.ends()); diff != "" {
+		t.Error(diff)
+	}
+	if got := w.alive(); len(got) != 0 {
+		t.Errorf("still alive: %v", got)
+	}
+	if got := w.metric(`writ_leases_total{event="expired",kind="jwt"}`); got != "153" {
+		t.Errorf("counted %s expired leases", got)
+	}
+}
+
+func TestExpirerStops(t *testing.T) {
+	w := newWorld(t)
+	e := &revocation.Expirer{Revoker: w.revoker, Logger: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := e.Run(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+func actOf(s session.Session) intent.Act { return intent.Act{User: s.User.Ref, Agent: s.Agent} }

@@ -1,0 +1,333 @@
+package revocation_test
+
+import (
+	"fmt"
+	"log/slog"
+	"net/http/httptest"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/writsec/writ/internal/approval"
+	"github.com/writsec/writ/internal/audit"
+	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/intent"
+	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/revocation"
+	"github.com/writsec/writ/internal/session"
+	"github.com/writsec/writ/internal/sqlstore"
+	"github.com/writsec/writ/internal/telemetry"
+)
+
+func person(id string) identity.Principal {
+	return identity.Principal{Ref: identity.Ref{Issuer: "https://idp.example", ID: id}}
+}
+
+var (
+	alice, bob, carol, x, y = person("alice"), person("bob"), person("carol"), person("agent-x"), person("agent-y")
+	operator                = person("root")
+)
+
+// world has a session of alice with x, one of alice with y and one of bob with x,
+// each with a lease and an open prompt.
+type world struct {
+	*sqlstore.Store
+	t                    *testing.T
+	now                  time.Time
+	metrics              *telemetry.Metrics
+	revoker              *revocation.Revoker
+	aliceX, aliceY, bobX session.Session
+	sessions             map[string]string // names by id
+	leaseOf, approvalOf  map[string]string // by name of the session
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	t.Parallel()
+	w := &world{
+		t: t, now: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC), metrics: telemetry.NewMetrics(),
+		sessions: map[string]string{}, leaseOf: map[string]string{}, approvalOf: map[string]string{},
+	}
+	var err error
+	w.Store, err = sqlstore.Open(t.Context(), sqlstore.Config{
+		Path: filepath.Join(t.TempDir(), "writ.db"), Now: func() time.Time { return w.now }, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.Close() })
+	w.revoker = &revocation.Revoker{Store: sqlstore.For[revocation.Tx](w.Store), Metrics: w.metrics}
+	w.aliceX, w.aliceY, w.bobX = w.open("alice-x", alice, x), w.open("alice-y", alice, y), w.open("bob-x", bob, x)
+	return w
+}
+
+func (w *world) open(name string, user, agent identity.Principal) (s session.Session) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	err := w.Update(ctx, func(tx *sqlstore.Tx) error {
+		s = session.New(user, agent.Ref, session.Spec{}, session.Settings{DefaultAge: time.Hour}, tx.Now())
+		if err := session.Open(ctx, tx, s); err != nil {
+			return err
+		}
+		l := lease.New(lease.Grant{Kind: "jwt", TTL: time.Minute}, s.ID, s.EndsAt, "dec", intent.Act{User: user.Ref, Agent: agent.Ref}, "h", tx.Now())
+		if err := lease.Begin(ctx, tx, l); err != nil {
+			return err
+		}
+		a, err := approval.Open(ctx, tx, approval.Opening{
+			Plan: approval.Plan{ApproverRef: user.Ref, ExpiresIn: time.Minute}, Session: s.ID, User: user.Ref, Agent: agent.Ref,
+			IntentHash: name, MaxPending: 10,
+		})
+		w.leaseOf[name], w.approvalOf[name] = l.ID, a.ID
+		return err
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.sessions[name] = s.ID
+	return s
+}
+
+// alive names everything that still lives.
+func (w *world) alive() (out []string) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	err := w.View(ctx, func(tx *sqlstore.Tx) error {
+		for name, id := range w.sessions {
+			s, err := tx.Session(ctx, id)
+			if err != nil {
+				return err
+			}
+			l, err := tx.Lease(ctx, w.leaseOf[name])
+			if err != nil {
+				return err
+			}
+			a, err := tx.Approval(ctx, w.approvalOf[name])
+			if err != nil {
+				return err
+			}
+			for part, lives := range map[string]bool{"session": s.Alive(tx.Now()), "lease": l.Alive(tx.Now()), "approval": a.Open()} {
+				if lives {
+					out = append(out, name+" "+part)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func all(names ...string) (out []string) {
+	for _, n := range names {
+		out = append(out, n+" approval", n+" lease", n+" session")
+	}
+	return out
+}
+
+func (w *world) metric(name string) string {
+	r := httptest.NewRecorder()
+	w.metrics.Handler().ServeHTTP(r, httptest.NewRequest("GET", "/metrics", nil))
+	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindStringSubmatch(r.Body.String())
+	if m == nil {
+		return "none"
+	}
+	return m[1]
+}
+
+func TestKillSwitch(t *testing.T) {
+	for name, c := range map[string]struct {
+		scope  func(w *world) revocation.Scope
+		result revocation.Result
+		left   []string
+	}{
+		"lease": {func(w *world) revocation.Scope { return revocation.Scope{Lease: w.leaseOf["alice-x"]} },
+			revocation.Result{Leases: 1}, append([]string{"alice-x approval", "alice-x session"}, all("alice-y", "bob-x")...)},
+		"session": {func(w *world) revocation.Scope { return revocation.Scope{Session: w.aliceX.ID} },
+			revocation.Result{Leases: 1, Sessions: 1}, all("alice-y", "bob-x")},
+		"user": {func(*world) revocation.Scope { return revocation.Scope{User: alice.Ref} },
+			revocation.Result{Leases: 2, Sessions: 2}, all("bob-x")},
+		"agent": {func(*world) revocation.Scope { return revocation.Scope{Agent: x.Ref} },
+			revocation.Result{Leases: 2, Sessions: 2}, all("alice-y")},
+		"all": {func(*world) revocation.Scope { return revocation.Scope{All: true} },
+			revocation.Result{Leases: 3, Sessions: 3}, nil},
+		"a user without anything": {func(*world) revocation.Scope { return revocation.Scope{User: carol.Ref} },
+			revocation.Result{}, all("alice-x", "alice-y", "bob-x")},
+		"a user of another issuer": {func(*world) revocation.Scope {
+			return revocation.Scope{User: identity.Ref{Issuer: "https://other.example", ID: "alice"}}
+		},
+			revocation.Result{}, all("alice-x", "alice-y", "bob-x")},
+		"nothing": {func(*world) revocation.Scope { return revocation.Scope{} },
+			revocation.Result{}, all("alice-x", "alice-y", "bob-x")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			got, err := w.revoker.Revoke(t.Context(), operator, c.scope(w), "drill")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(c.result, got); d != "" {
+				t.Errorf("result (-want +got):\n%s", d)
+			}
+			if d := cmp.Diff(c.left, w.alive()); d != "" {
+				t.Errorf("left (-want +got):\n%s", d)
+			}
+			again, err := w.revoker.Revoke(t.Context(), operator, c.scope(w), "drill")
+			if err != nil || again != (revocation.Result{}) {
+				t.Errorf("again: %+v, %v", again, err)
+			}
+		})
+	}
+}
+
+func TestKillSwitchTypos(t *testing.T) {
+	w := newWorld(t)
+	for _, s := range []revocation.Scope{{Lease: "lea_x"}, {Session: "ses_x"}} {
+		if _, err := w.revoker.Revoke(t.Context(), operator, s, ""); !fault.Is(err, fault.NotFound) {
+			t.Errorf("%+v: %v", s, err)
+		}
+	}
+	if d := cmp.Diff(all("alice-x", "alice-y", "bob-x"), w.alive()); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestKillSwitchIsRecordedAndCounted(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.revoker.Revoke(t.Context(), operator, revocation.Scope{User: alice.Ref}, "phished"); err != nil {
+		t.Fatal(err)
+	}
+	var entry *audit.Entry
+	ended := 0
+	err := w.View(t.Context(), func(tx *sqlstore.Tx) error {
+		es, err := tx.Audit(t.Context(), 0, 100)
+		for _, e := range es {
+			switch e.Kind {
+			case audit.OperatorRevoked:
+				entry = &e
+			case audit.LeaseRevoked, audit.SessionEnded:
+				ended++
+				if e.Operator != operator.Ref {
+					t.Errorf("%s does not name the operator", e.Kind)
+				}
+			}
+		}
+		return err
+	})
+	if err != nil || entry == nil || ended != 4 {
+		t.Fatal(err, entry, ended)
+	}
+	want := "map[all:false leases:2 reason:phished sessions:2]"
+	if got := fmt.Sprint(entry.Detail); got != want || entry.Operator != operator.Ref || entry.User != alice.Ref {
+		t.Errorf("entry %+v", entry)
+	}
+	for name, want := range map[string]string{
+		`writ_approvals_total{status="cancelled"}`:            "2",
+		`writ_leases_total{event="session_ended",kind="jwt"}`: "2",
+		`writ_leases_total{event="operator",kind="jwt"}`:      "none",
+	} {
+		if got := w.metric(name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+}
+
+func TestRelease(t *testing.T) {
+	w := newWorld(t)
+	caller := identity.Caller{Agent: x, User: &alice}
+	for range 2 {
+		l, err := w.revoker.Release(t.Context(), caller, w.leaseOf["alice-x"])
+		if err != nil || l.State != lease.Revoked || l.EndReason != "released" || !l.EndedAt.Equal(w.now) {
+			t.Errorf("%+v, %v", l, err)
+		}
+	}
+	if got := w.metric(`writ_leases_total{event="released",kind="jwt"}`); got != "1" {
+		t.Errorf("counted %s times", got)
+	}
+	for name, c := range map[string]identity.Caller{"another agent": {Agent: y}, "another user": {Agent: x, User: &bob}} {
+		if _, err := w.revoker.Release(t.Context(), c, w.leaseOf["alice-x"]); !fault.Is(err, fault.NotFound) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := w.revoker.Revoke(t.Context(), operator, revocation.Scope{Lease: w.leaseOf["bob-x"]}, ""); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := w.revoker.Release(t.Context(), identity.Caller{Agent: x}, w.leaseOf["bob-x"]); err != nil || l.EndReason != "operator" {
+		t.Errorf("releasing what an operator revoked: %s, %v", l.EndReason, err)
+	}
+}
+
+func TestEndSession(t *testing.T) {
+	w := newWorld(t)
+	caller := identity.Caller{Agent: x, User: &alice}
+	s, n, err := w.revoker.EndSession(t.Context(), caller, w.aliceX.ID)
+	if err != nil || n != 1 || s.EndedAt.IsZero() || s.EndReason != "ended by the agent" {
+		t.Errorf("%+v, %d, %v", s, n, err)
+	}
+	if d := cmp.Diff(all("alice-y", "bob-x"), w.alive()); d != "" {
+		t.Errorf("left (-want +got):\n%s", d)
+	}
+	if again, n, err := w.revoker.EndSession(t.Context(), caller, w.aliceX.ID); err != nil || n != 0 || !cmp.Equal(again, s) {
+		t.Errorf("again: %d, %v", n, err)
+	}
+	for name, c := range map[string]identity.Caller{"another agent": {Agent: y}, "another user": {Agent: x, User: &bob}} {
+		if _, _, err := w.revoker.EndSession(t.Context(), c, w.aliceX.ID); !fault.Is(err, fault.NotFound) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if got := w.metric(`writ_approvals_total{status="cancelled"}`); got != "1" {
+		t.Errorf("cancelled approvals: %s", got)
+	}
+}
+
+// Whatever the order, nothing is minted in a session after its end.
+func TestEndRacesWithDecisions(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	var g sync.WaitGroup
+	for range 8 {
+		g.Go(func() {
+			for range 20 {
+				_ = w.Update(ctx, func(tx *sqlstore.Tx) error {
+					s, err := tx.Session(ctx, w.aliceX.ID)
+					if err != nil {
+						return err
+					}
+					if err := session.Settle(ctx, tx, s, nil, map[string]int64{"n": 1}); err != nil {
+						return err
+					}
+					l := lease.New(lease.Grant{Kind: "jwt", TTL: time.Minute}, s.ID, s.EndsAt, "dec", intent.Act{User: alice.Ref, Agent: x.Ref}, "h", tx.Now())
+					return lease.Begin(ctx, tx, l)
+				})
+			}
+		})
+	}
+	g.Go(func() {
+		if _, err := w.revoker.Revoke(ctx, operator, revocation.Scope{All: true}, ""); err != nil {
+			t.Error(err)
+		}
+	})
+	g.Wait()
+	if left := w.alive(); len(left) > 0 {
+		t.Errorf("left: %s", strings.Join(left, ", "))
+	}
+	err := w.View(ctx, func(tx *sqlstore.Tx) error {
+		ls, err := tx.ActiveLeases(ctx, lease.Selection{All: true}, 10)
+		if len(ls) > 0 {
+			t.Errorf("%d leases live on", len(ls))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
