@@ -17,12 +17,29 @@ import (
 
 // decideBody is the request of /decide.
 type decideBody struct {
-	SubjectToken string          `json:"subject_token"`
-	Session      string          `json:"session"`
+	SubjectToken *string         `json:"subject_token"`
+	Session      *string         `json:"session"`
 	Intent       intent.Intent   `json:"intent"`
 	Resource     intent.Resource `json:"resource"`
 	Context      map[string]any  `json:"context"`
-	Approval     string          `json:"approval"`
+	Approval     *string         `json:"approval"`
+}
+
+func (b decideBody) request() (q decision.Request, err error) {
+	q = decision.Request{Intent: b.Intent, Resource: b.Resource, Context: b.Context}
+	if q.SubjectToken, err = optional("/subject_token", b.SubjectToken); err != nil {
+		return q, err
+	}
+	if q.Session, err = optional("/session", b.Session); err != nil {
+		return q, err
+	}
+	if q.Approval, err = optional("/approval", b.Approval); err != nil {
+		return q, err
+	}
+	if err := b.Intent.Check(); err != nil {
+		return q, err
+	}
+	return q, b.Resource.Check()
 }
 
 func (a *API) decide(w http.ResponseWriter, r *http.Request) error {
@@ -34,32 +51,26 @@ func (a *API) decide(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(w, r, &b); err != nil {
 		return err
 	}
-	if err := b.Intent.Check(); err != nil {
-		return err
-	}
-	if err := b.Resource.Check(); err != nil {
-		return err
-	}
-	key, err := idempotencyKey(r)
+	q, err := b.request()
 	if err != nil {
 		return err
 	}
-	wait, err := preferWait(r, a.MaxWait)
-	if err != nil {
+	q.Bearer, q.IP = token, a.callerIP(r)
+	if q.IdempotencyKey, err = idempotencyKey(r); err != nil {
 		return err
 	}
-	answer, err := a.Decider.Decide(r.Context(), decision.Request{
-		Bearer: token, SubjectToken: b.SubjectToken, Session: b.Session, Intent: b.Intent, Resource: b.Resource,
-		Context: b.Context, Approval: b.Approval, IdempotencyKey: key, Wait: wait, IP: a.callerIP(r),
-	})
+	if q.Wait, err = preferWait(r, a.MaxWait); err != nil {
+		return err
+	}
+	answer, err := a.Decider.Decide(r.Context(), q)
 	if err != nil {
 		if fault.Is(err, fault.InvalidToken) {
 			a.Metrics.TokensRefused.WithLabelValues("agent").Inc()
 		}
 		return err
 	}
-	if wait > 0 {
-		w.Header().Set("Preference-Applied", fmt.Sprintf("wait=%d", int(wait.Seconds())))
+	if q.Wait > 0 {
+		w.Header().Set("Preference-Applied", fmt.Sprintf("wait=%d", int(q.Wait.Seconds())))
 	}
 	return writeJSON(w, http.StatusOK, answer)
 }
@@ -94,10 +105,10 @@ func (a *API) withdrawApproval(w http.ResponseWriter, r *http.Request) error {
 
 // sessionBody is the request of POST /sessions.
 type sessionBody struct {
-	SubjectToken string        `json:"subject_token"`
+	SubjectToken *string       `json:"subject_token"`
 	Task         string        `json:"task"`
 	Envelope     *envelopeBody `json:"envelope"`
-	ExpiresIn    int           `json:"expires_in"` // seconds
+	ExpiresIn    *int          `json:"expires_in"` // seconds
 }
 
 type envelopeBody struct {
@@ -106,18 +117,29 @@ type envelopeBody struct {
 }
 
 func (a *API) openSession(w http.ResponseWriter, r *http.Request) error {
+	if _, err := bearer(r); err != nil {
+		return err
+	}
 	var b sessionBody
 	if err := readJSON(w, r, &b); err != nil {
 		return err
 	}
-	c, err := a.callerWith(r, b.SubjectToken)
+	subject, err := optional("/subject_token", b.SubjectToken)
 	if err != nil {
 		return err
 	}
-	if b.ExpiresIn < 0 || b.ExpiresIn > int(a.Sessions.Settings.MaxAge.Seconds()) {
-		return fault.Invalid("/expires_in", "expected 1 to %d seconds", int(a.Sessions.Settings.MaxAge.Seconds()))
+	c, err := a.callerWith(r, subject)
+	if err != nil {
+		return err
 	}
-	spec := session.Spec{Task: b.Task, Age: time.Duration(b.ExpiresIn) * time.Second}
+	spec := session.Spec{Task: b.Task}
+	if n := b.ExpiresIn; n != nil {
+		longest := int(a.Sessions.Settings.MaxAge.Seconds())
+		if *n < 1 || *n > longest {
+			return fault.Invalid("/expires_in", "expected 1 to %d seconds", longest)
+		}
+		spec.Age = time.Duration(*n) * time.Second
+	}
 	if b.Envelope != nil {
 		spec.Envelope = &session.Envelope{Actions: b.Envelope.Actions, Resources: b.Envelope.Resources}
 	}

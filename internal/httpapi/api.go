@@ -7,6 +7,7 @@ import (
 	_ "embed"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -51,24 +52,27 @@ type Config struct {
 // API serves the routes.
 type API struct {
 	Config
-	busy chan struct{}
+	busy     chan struct{}
+	reserved chan struct{}
 }
 
 const (
 	maxBody     = 64 << 10
 	maxInFlight = 4096 // requests, held ones included
+	maxReserved = 64   // revocations, which held requests must not keep out
 )
 
-// New makes the handler.
-func New(cfg Config) http.Handler {
-	a := &API{Config: cfg, busy: make(chan struct{}, maxInFlight)}
+// New makes the handler, which can also list its routes.
+func New(cfg Config) chi.Router {
+	a := &API{Config: cfg, busy: make(chan struct{}, maxInFlight), reserved: make(chan struct{}, maxReserved)}
 	r := chi.NewRouter()
-	r.Use(a.requestID, a.observe, a.recoverPanic, a.bound)
+	r.Use(a.requestID, a.observe, a.headers, a.recoverPanic, a.bound)
 	r.NotFound(a.handle(func(http.ResponseWriter, *http.Request) error {
 		return fault.New(fault.NotFound, "there is no such route; see /openapi.yaml")
 	}))
-	r.MethodNotAllowed(a.handle(func(http.ResponseWriter, *http.Request) error {
-		return fault.New(fault.MethodNotAllowed, "this route has other methods; see /openapi.yaml")
+	r.MethodNotAllowed(a.handle(func(w http.ResponseWriter, req *http.Request) error {
+		w.Header().Set("Allow", strings.Join(allowed(r, req.URL.Path), ", "))
+		return fault.New(fault.MethodNotAllowed, "this route has other methods; see Allow")
 	}))
 
 	r.Post("/decide", a.handle(a.decide))
@@ -87,14 +91,22 @@ func New(cfg Config) http.Handler {
 	return r
 }
 
+// allowed lists the methods that a path has.
+func allowed(routes chi.Routes, path string) []string {
+	var out []string
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
+		if routes.Match(chi.NewRouteContext(), m, path) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
 // handler is an http.HandlerFunc that can fail.
 type handler func(http.ResponseWriter, *http.Request) error
 
 func (a *API) handle(h handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		// Answers carry secrets or personal data unless a handler says otherwise.
-		w.Header().Set("Cache-Control", "no-store")
-		w.Header().Set("X-Content-Type-Options", "nosniff")
 		if err := h(w, r); err != nil {
 			writeProblem(w, r, a.Logger, err)
 		}

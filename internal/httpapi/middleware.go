@@ -52,6 +52,16 @@ func (a *API) observe(next http.Handler) http.Handler {
 	})
 }
 
+// headers are those of every answer, whoever writes it.
+func (a *API) headers(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Answers carry secrets or personal data unless a handler says otherwise.
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		next.ServeHTTP(w, r)
+	})
+}
+
 func (a *API) recoverPanic(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
@@ -67,9 +77,13 @@ func (a *API) recoverPanic(next http.Handler) http.Handler {
 // bound keeps memory bounded: each request can hold its body and a waiter.
 func (a *API) bound(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		slots := a.busy
+		if r.URL.Path == "/revocations" {
+			slots = a.reserved
+		}
 		select {
-		case a.busy <- struct{}{}:
-			defer func() { <-a.busy }()
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
 			next.ServeHTTP(w, r)
 		default:
 			writeProblem(w, r, a.Logger, &fault.Error{

@@ -7,12 +7,13 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/telemetry"
 )
 
-// ProblemBase, followed by a fault's code, is the type of a problem (RFC 9457
+// ProblemBase is what, followed by a fault's code, is the type of a problem (RFC 9457
 // §3.1.1): the page that explains it.
 const ProblemBase = "https://github.com/writsec/writ/blob/main/docs/errors.md#"
 
@@ -57,8 +58,9 @@ type problemField struct {
 
 // writeProblem answers with what the caller may know of err and logs the rest.
 func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err error) {
-	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
-		err = fault.Wrap(fault.NotReady, err, "Writ is stopping")
+	gone := errors.Is(err, context.Canceled) && r.Context().Err() != nil
+	if gone { // the client left, and nobody reads the answer
+		err = fault.Wrap(fault.NotReady, err, "the request was abandoned")
 	}
 	f, ok := errors.AsType[*fault.Error](err)
 	if !ok {
@@ -66,7 +68,7 @@ func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err 
 	}
 	kind := problemKinds[f.Code]
 	level := slog.LevelInfo
-	if kind.status >= 500 {
+	if kind.status >= 500 && !gone {
 		level = slog.LevelError
 	}
 	log.Log(r.Context(), level, "request refused", "code", f.Code, "path", r.URL.Path, "error", err)
@@ -80,14 +82,23 @@ func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err 
 	h := w.Header()
 	switch f.Code {
 	case fault.InvalidToken:
-		h.Set("WWW-Authenticate", `Bearer realm="writ", error="invalid_token"`)
+		challenge := `Bearer realm="writ"`
+		if len(r.Header.Values("Authorization")) > 0 { // RFC 6750 §3.1: else no error code
+			challenge += `, error="invalid_token"`
+		}
+		h.Set("WWW-Authenticate", challenge)
 	case fault.InvalidClient:
 		h.Set("WWW-Authenticate", `Basic realm="writ"`)
 	}
-	if f.RetryAfter > 0 {
-		h.Set("Retry-After", strconv.Itoa(int(f.RetryAfter.Seconds())))
+	switch kind.status {
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		wait := max(f.RetryAfter, time.Second)
+		h.Set("Retry-After", strconv.Itoa(int((wait+time.Second-1)/time.Second)))
 	}
+	h.Set("Cache-Control", "no-store") // also where the handler had promised more
 	h.Set("Content-Type", "application/problem+json")
 	w.WriteHeader(kind.status)
-	_ = json.NewEncoder(w).Encode(p) // the client is gone if this fails
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(p) // the client is gone if this fails
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
@@ -26,9 +27,12 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, want string) ([]byte, error) {
-	got, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if err != nil || got != want {
+	types := r.Header.Values("Content-Type")
+	if len(types) != 1 || !isType(types[0], want) {
 		return nil, fault.New(fault.UnsupportedMediaType, "send the body as Content-Type: %s", want)
+	}
+	if r.Header.Get("Content-Encoding") != "" {
+		return nil, fault.New(fault.UnsupportedMediaType, "send the body without Content-Encoding")
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
@@ -38,6 +42,24 @@ func readBody(w http.ResponseWriter, r *http.Request, want string) ([]byte, erro
 		return nil, fault.Wrap(fault.InvalidRequest, err, "the body could not be read to its end")
 	}
 	return body, nil
+}
+
+// isType accepts a charset only if it is the one that the body is read as.
+func isType(header, want string) bool {
+	got, params, err := mime.ParseMediaType(header)
+	charset, named := params["charset"]
+	return err == nil && got == want && (!named || strings.EqualFold(charset, "utf-8"))
+}
+
+// optional reads a member that may be left out but, if there, must say something.
+func optional(pointer string, s *string) (string, error) {
+	if s == nil {
+		return "", nil
+	}
+	if *s == "" {
+		return "", fault.Invalid(pointer, "is empty; leave the member out instead")
+	}
+	return *s, nil
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) error {
@@ -99,6 +121,7 @@ func preferWait(r *http.Request, max time.Duration) (time.Duration, error) {
 		if !strings.EqualFold(strings.TrimSpace(name), "wait") {
 			continue
 		}
+		value, _, _ = strings.Cut(value, ";") // RFC 7240 §2: parameters, of which wait has none
 		n, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 31)
 		if err != nil {
 			return 0, fault.Invalid("Prefer", "expected wait=SECONDS, such as wait=60")
@@ -110,10 +133,14 @@ func preferWait(r *http.Request, max time.Duration) (time.Duration, error) {
 
 // queryWait reads ?wait=30s (or 30), up to max.
 func queryWait(r *http.Request, max time.Duration) (time.Duration, error) {
-	v := r.URL.Query().Get("wait")
-	if v == "" {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil || len(query["wait"]) > 1 {
+		return 0, fault.Invalid("wait", "expected one duration such as 30s")
+	}
+	if !query.Has("wait") {
 		return 0, nil
 	}
+	v := query.Get("wait")
 	d, err := time.ParseDuration(v)
 	if n, e := strconv.ParseUint(v, 10, 31); e == nil {
 		d, err = time.Duration(n)*time.Second, nil

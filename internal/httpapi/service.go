@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"net/http"
 	"net/url"
+	"unicode/utf8"
 
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/identity"
@@ -68,18 +69,20 @@ func (a *API) introspect(w http.ResponseWriter, r *http.Request) error {
 }
 
 // service authenticates by client secret, in the header or in the form (RFC 6749
-// §2.3.1), in the same time whoever calls.
+// §2.3.1), never by both, in the same time whoever calls.
 func (a *API) service(r *http.Request, form url.Values) (Service, error) {
-	id, secret, inHeader := r.BasicAuth()
-	if inHeader {
+	id, secret := form.Get("client_id"), form.Get("client_secret")
+	if given := r.Header.Values("Authorization"); len(given) > 0 {
 		var e1, e2 error
-		id, e1 = url.QueryUnescape(id)
-		secret, e2 = url.QueryUnescape(secret)
-		if e1 != nil || e2 != nil || form.Has("client_secret") {
+		user, password, ok := r.BasicAuth()
+		user, e1 = url.QueryUnescape(user)
+		password, e2 = url.QueryUnescape(password)
+		if !ok || len(given) > 1 || e1 != nil || e2 != nil || form.Has("client_secret") || (id != "" && id != user) {
 			return Service{}, refusedClient()
 		}
-	} else {
-		id, secret = form.Get("client_id"), form.Get("client_secret")
+		id, secret = user, password
+	} else if len(form["client_id"]) > 1 || len(form["client_secret"]) > 1 {
+		return Service{}, refusedClient()
 	}
 	given := sha256.Sum256([]byte(secret))
 	var found Service
@@ -103,11 +106,11 @@ func refusedClient() error {
 
 // revocationBody is the request of POST /revocations.
 type revocationBody struct {
-	Lease   string   `json:"lease"`
-	Session string   `json:"session"`
+	Lease   *string  `json:"lease"`
+	Session *string  `json:"session"`
 	User    *refBody `json:"user"`
 	Agent   *refBody `json:"agent"`
-	All     bool     `json:"all"`
+	All     *bool    `json:"all"`
 	Reason  string   `json:"reason"`
 }
 
@@ -145,29 +148,45 @@ func (a *API) revoke(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (b revocationBody) scope() (revocation.Scope, error) {
-	s := revocation.Scope{Lease: b.Lease, Session: b.Session, All: b.All}
+	var s revocation.Scope
 	parts := 0
-	for _, set := range []bool{b.Lease != "", b.Session != "", b.User != nil, b.Agent != nil, b.All} {
+	for _, set := range []bool{b.Lease != nil, b.Session != nil, b.User != nil, b.Agent != nil, b.All != nil} {
 		if set {
 			parts++
 		}
 	}
 	if parts != 1 {
-		return s, fault.Invalid("", "expected exactly one of lease, session, user, agent and all: true")
+		return s, fault.Invalid("", "expected exactly one of lease, session, user, agent and all")
 	}
-	if len(b.Reason) > maxReason {
-		return s, fault.Invalid("/reason", "is longer than %d bytes", maxReason)
+	if utf8.RuneCountInString(b.Reason) > maxReason {
+		return s, fault.Invalid("/reason", "is longer than %d characters", maxReason)
 	}
-	for pointer, ref := range map[string]*refBody{"/user": b.User, "/agent": b.Agent} {
-		if ref != nil && (ref.Issuer == "" || ref.Subject == "") {
-			return s, fault.Invalid(pointer, "expected iss and sub")
-		}
+	if b.All != nil && !*b.All {
+		return s, fault.Invalid("/all", "expected true")
 	}
-	if b.User != nil {
-		s.User = identity.Ref{Issuer: b.User.Issuer, ID: b.User.Subject}
+	s.All = b.All != nil
+	var err error
+	if s.Lease, err = optional("/lease", b.Lease); err != nil {
+		return s, err
 	}
-	if b.Agent != nil {
-		s.Agent = identity.Ref{Issuer: b.Agent.Issuer, ID: b.Agent.Subject}
+	if s.Session, err = optional("/session", b.Session); err != nil {
+		return s, err
 	}
-	return s, nil
+	if s.User, err = b.User.ref("/user"); err != nil {
+		return s, err
+	}
+	s.Agent, err = b.Agent.ref("/agent")
+	return s, err
+}
+
+func (b *refBody) ref(pointer string) (identity.Ref, error) {
+	switch {
+	case b == nil:
+		return identity.Ref{}, nil
+	case b.Issuer == "":
+		return identity.Ref{}, fault.Invalid(pointer+"/iss", "is missing")
+	case b.Subject == "":
+		return identity.Ref{}, fault.Invalid(pointer+"/sub", "is missing")
+	}
+	return identity.Ref{Issuer: b.Issuer, ID: b.Subject}, nil
 }

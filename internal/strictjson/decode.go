@@ -1,7 +1,7 @@
 // Package strictjson reads JSON from strangers. It refuses whatever two readers
-// could understand differently: duplicate members, unknown members, a null or a
-// number in the place of a string, invalid UTF-8, text after the value, and
-// numbers that have no exact canonical form.
+// could understand differently: duplicate members, unknown members, a null where
+// any other type is due, a number in the place of a string, invalid UTF-8, text
+// after the value, and numbers that have no exact canonical form.
 package strictjson
 
 import (
@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -40,19 +41,17 @@ var unmarshalers = json.JoinUnmarshalers(
 		*v = n
 		return nil
 	}),
-	json.UnmarshalFromFunc(refuseNull[string]("string")),
-	json.UnmarshalFromFunc(refuseNull[map[string]any]("object")),
+	json.UnmarshalFromFunc(refuseNull),
 )
 
 // refuseNull keeps null from silently meaning the zero value. A member that has
-// no value is left out.
-func refuseNull[T any](want string) func(*jsontext.Decoder, *T) error {
-	return func(dec *jsontext.Decoder, _ *T) error {
-		if dec.PeekKind() == 'n' {
-			return fmt.Errorf("is null, expected %s; leave the member out instead", article(want))
-		}
+// no value is left out. It sees a pointer to every value but those of type any,
+// which the function before it took.
+func refuseNull(dec *jsontext.Decoder, v any) error {
+	if _, free := v.(*any); free || dec.PeekKind() != 'n' {
 		return errors.ErrUnsupported
 	}
+	return fmt.Errorf("is null, expected %s; leave the member out instead", article(typeName(reflect.TypeOf(v).Elem())))
 }
 
 // Decode reads exactly one JSON value into v, which must be a pointer to a
@@ -65,9 +64,21 @@ func Decode(data []byte, v any) error {
 		return nil
 	}
 	pointer, detail := explain(err)
-	f := fault.Invalid(pointer, "%s", detail)
+	f := fault.Invalid(shorten(pointer), "%s", detail)
 	f.Detail = "the body is not valid"
 	return f
+}
+
+// maxPointer bounds what of a stranger's member names is repeated to them and to
+// the log.
+const maxPointer = 512
+
+// shorten makes an overlong pointer one to an enclosing value.
+func shorten(pointer string) string {
+	if len(pointer) <= maxPointer {
+		return pointer
+	}
+	return pointer[:strings.LastIndexByte(pointer[:maxPointer], '/')]
 }
 
 // Object reads one JSON object of any members, as strictly as Decode but for
@@ -122,7 +133,7 @@ func explain(err error) (pointer, detail string) {
 		case sem.Err != nil && sem.JSONKind == 0:
 			return pointer, sem.Err.Error()
 		case sem.GoType != nil && sem.JSONKind != 0:
-			return pointer, fmt.Sprintf("is %s, expected %s", article(kindName(sem.JSONKind)), article(typeName(sem)))
+			return pointer, fmt.Sprintf("is %s, expected %s", article(kindName(sem.JSONKind)), article(typeName(sem.GoType)))
 		case sem.Err != nil:
 			return pointer, sem.Err.Error()
 		}
@@ -148,15 +159,17 @@ func kindName(k jsontext.Kind) string {
 	return "value"
 }
 
-func typeName(sem *json.SemanticError) string {
-	switch k := sem.GoType.Kind().String(); k {
-	case "struct", "map", "ptr":
+func typeName(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return typeName(t.Elem())
+	case reflect.Struct, reflect.Map:
 		return "object"
-	case "slice":
+	case reflect.Slice:
 		return "array"
-	case "bool":
+	case reflect.Bool:
 		return "boolean"
-	case "string":
+	case reflect.String:
 		return "string"
 	default:
 		return "whole number"

@@ -2,6 +2,7 @@ package strictjson_test
 
 import (
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 
@@ -17,6 +18,8 @@ type body struct {
 	List  []string        `json:"list"`
 	Inner struct{ A any } `json:"inner"`
 	Free  map[string]any  `json:"free"`
+	Flag  bool            `json:"flag"`
+	Maybe *string         `json:"maybe"`
 }
 
 func TestDecodeRefuses(t *testing.T) {
@@ -31,6 +34,16 @@ func TestDecodeRefuses(t *testing.T) {
 		{"array of wrong type", `{"list":["a",1]}`, "/list/1", "is a number, expected a string"},
 		{"null string", `{"name":null}`, "/name", "is null, expected a string"},
 		{"null object", `{"free":null}`, "/free", "is null, expected an object"},
+		{"null array", `{"list":null}`, "/list", "is null, expected an array"},
+		{"null in array", `{"list":["a",null]}`, "/list/1", "is null, expected a string"},
+		{"null boolean", `{"flag":null}`, "/flag", "is null, expected a boolean"},
+		{"null number", `{"count":null}`, "/count", "is null, expected a whole number"},
+		{"null struct", `{"inner":null}`, "/inner", "is null, expected an object"},
+		{"null pointer", `{"maybe":null}`, "/maybe", "is null, expected a string"},
+		{"null itself", `null`, "", "is null, expected an object"},
+		{"number for pointer", `{"maybe":1}`, "/maybe", "is a number, expected a string"},
+		{"fraction for integer", `{"count":1.5}`, "/count", "expected a whole number"},
+		{"over integer", `{"count":9223372036854775808}`, "/count", "expected a whole number"},
 		{"trailing data", `{"name":"a"} {}`, "", "text after the end"},
 		{"not an object", `[]`, "", "is an array, expected an object"},
 		{"not JSON", `{"name":}`, "/name", "not JSON"},
@@ -48,7 +61,7 @@ func TestDecodeRefuses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var b body
 			err := strictjson.Decode([]byte(tt.in), &b)
-			f, ok := err.(*fault.Error)
+			f, ok := errors.AsType[*fault.Error](err)
 			if !ok || f.Code != fault.InvalidRequest || len(f.Fields) != 1 {
 				t.Fatalf("Decode = %v, want one invalid field", err)
 			}
@@ -59,6 +72,29 @@ func TestDecodeRefuses(t *testing.T) {
 				t.Errorf("detail = %q, want %q in it", f.Fields[0].Detail, tt.detail)
 			}
 		})
+	}
+}
+
+func TestDecodeKeepsFreeNulls(t *testing.T) {
+	var b body
+	if err := strictjson.Decode([]byte(`{"free":{"a":null,"b":[null]},"inner":{"A":null}}`), &b); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]any{"a": nil, "b": []any{nil}}, b.Free); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestDecodeBoundsThePointer(t *testing.T) {
+	var b body
+	for name, in := range map[string]string{
+		"long name":   `{"` + strings.Repeat("x", 60_000) + `":1}`,
+		"long nested": `{"free":{"` + strings.Repeat("x", 60_000) + `":1e400}}`,
+	} {
+		f, ok := strictjson.Decode([]byte(in), &b).(*fault.Error)
+		if !ok || len(f.Fields) != 1 || len(f.Error()) > 1000 {
+			t.Errorf("%s: not refused, or repeated", name)
+		}
 	}
 }
 
