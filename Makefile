@@ -26,8 +26,8 @@ dev: build ## run Writ with an embedded OpenID provider
 	@bin/writ dev
 
 .PHONY: test
-test: deps lint policy-test go-test demo ## everything, from formatting to the end-to-end tests
-	@go_passed=$$(grep -c '"Action":"pass".*"Test":' dist/go-test.json); \
+test: deps lint policy-test go-test browser-test demo ## everything, from formatting to the end-to-end tests
+	@go_passed=$$(cat dist/go-test.json dist/browser-test.json | grep -c '"Action":"pass".*"Test":'); \
 	opa_passed=$$(sed -n 's/^PASS: \([0-9]*\)\/.*/\1/p' dist/opa-test.txt); \
 	echo; echo "Passed: format, vet, lint, bundle, demo, $$opa_passed policy tests and $$go_passed Go tests (subtests counted)."; \
 	echo "$$((go_passed + opa_passed)) passed, 0 failed"
@@ -37,7 +37,7 @@ test-full: test fuzz ## the same and the long suites
 
 .PHONY: deps
 deps: ## install what the tests need and the machine lacks
-	@missing=(); for c in curl node npm gcc; do command -v $$c >/dev/null || missing+=($$c); done; \
+	@missing=(); for c in curl node npm gcc chromium; do command -v $$c >/dev/null || missing+=($$c); done; \
 	if (($${#missing[@]})); then \
 	  command -v apt-get >/dev/null && [[ $$(id -u) == 0 ]] || { echo "please install: $${missing[*]}" >&2; exit 1; }; \
 	  packages=("$${missing[@]/%node/nodejs}"); apt-get update -qq; apt-get install -y -qq "$${packages[@]}" >/dev/null; \
@@ -64,6 +64,11 @@ policy-test: ## opa fmt, check and test; is the sample bundle current?
 go-test: ## go test -race, end-to-end tests included
 	@mkdir -p dist
 	$(TOOL) gotestsum --format pkgname-and-test-fails --jsonfile dist/go-test.json -- -race ./...
+
+.PHONY: browser-test
+browser-test: ## the pages in a real Chromium
+	@mkdir -p dist
+	$(TOOL) gotestsum --format pkgname-and-test-fails --jsonfile dist/browser-test.json --raw-command -- go -C test/browser test -json ./...
 
 FUZZTIME ?= 30s
 .PHONY: fuzz

@@ -36,7 +36,7 @@ func (d *demoCmd) Run(ctx context.Context) (err error) {
 	}
 	const anyPort = "127.0.0.1:0"
 	w, err := dev.New(ctx, dev.Config{
-		Dir: dir, Listen: anyPort, OpsListen: anyPort, IDPListen: anyPort, Logger: telemetry.NewLogger(logs, 0),
+		Dir: dir, Listen: anyPort, OpsListen: anyPort, IDPListen: anyPort, Logger: telemetry.NewTextLogger(logs, 0),
 	})
 	if err != nil {
 		return err

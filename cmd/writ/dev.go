@@ -14,34 +14,43 @@ import (
 type devCmd struct {
 	Dir      string `default:".writ" type:"path" help:"Folder for data and sample policies."`
 	Policies string `type:"existingdir" help:"Directory of Rego to use instead of the sample policies."`
-	Port     int    `default:"8180" help:"Port of the API; the next ones are for operations and for the OpenID provider."`
-	Verbose  bool   `short:"v" help:"Log requests and decisions too."`
+	Port     uint16 `default:"8180" help:"Port of the API; the next two are for operations and for the OpenID provider. 0 takes any free ones."`
+	Quiet    bool   `short:"q" help:"Log only what goes wrong."`
 }
 
 func (d *devCmd) Run(ctx context.Context) error {
-	level := slog.LevelWarn
-	if d.Verbose {
-		level = slog.LevelInfo
+	level := slog.LevelInfo
+	if d.Quiet {
+		level = slog.LevelWarn
 	}
-	at := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", d.Port+i) }
+	at := func(i int) string {
+		if d.Port == 0 {
+			return "127.0.0.1:0"
+		}
+		return fmt.Sprintf("127.0.0.1:%d", int(d.Port)+i)
+	}
 	w, err := dev.New(ctx, dev.Config{
 		Dir: d.Dir, Policies: d.Policies, Listen: at(0), OpsListen: at(1), IDPListen: at(2),
-		Logger: telemetry.NewLogger(os.Stderr, level),
+		Logger: telemetry.NewTextLogger(os.Stderr, level),
 	})
 	if err != nil {
 		return err
 	}
-	shown := d.Dir
-	if cwd, err := os.Getwd(); err == nil {
-		if rel, err := filepath.Rel(cwd, d.Dir); err == nil && filepath.IsLocal(rel) {
-			shown = rel
-		}
-	}
-	fmt.Printf(devText, w.URL, w.Server.OpsAddr(), w.IDP.Issuer(), w.IDP.PhoneURL(), shown, w.Policies,
+	fmt.Printf(devText, w.URL, w.Server.OpsAddr(), w.IDP.Issuer(), w.IDP.PhoneURL(), near(d.Dir), near(w.Policies),
 		w.URL, w.IDP.Issuer(),
 		w.URL, w.IDP.Issuer(),
 		w.URL, w.IDP.Issuer())
 	return w.Run(ctx)
+}
+
+// near writes a path below the working directory relative to it.
+func near(path string) string {
+	if cwd, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(cwd, path); err == nil && filepath.IsLocal(rel) {
+			return rel
+		}
+	}
+	return path
 }
 
 const devText = `Writ is running for development. Everything is on loopback; stop it with Ctrl-C.

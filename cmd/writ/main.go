@@ -43,6 +43,9 @@ func run() (exit int) {
 		return exitUsage
 	}
 	if err := k.Run(); err != nil {
+		if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+			return 0 // told to stop before it ran
+		}
 		fmt.Fprintln(os.Stderr, "writ:", err)
 		if _, bad := errors.AsType[*config.Error](err); bad {
 			return exitUsage

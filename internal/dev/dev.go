@@ -47,7 +47,7 @@ type Config struct {
 
 // Dev is a running pair, once Run is called.
 type Dev struct {
-	IDP    *devidp.IdP
+	IDP    *devidp.Provider
 	Server *server.Server
 	// URL of Writ's API.
 	URL string
@@ -203,7 +203,8 @@ func unpackSample(dir string) error {
 			return fmt.Errorf("unpack sample policies: %w", err)
 		}
 		name := strings.TrimPrefix(filepath.Clean(h.Name), "/")
-		if h.Typeflag != tar.TypeReg || !filepath.IsLocal(name) {
+		// The manifest's revision would go on naming what has been edited since.
+		if h.Typeflag != tar.TypeReg || !filepath.IsLocal(name) || name == ".manifest" {
 			continue
 		}
 		path := filepath.Join(dir, name)

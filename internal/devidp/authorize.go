@@ -29,7 +29,7 @@ var s256Challenge = regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`)
 // authRequest checks the query of an authorization request. Without a request
 // the error is for the person at the browser, since nothing shows that the
 // redirect URI may be trusted (RFC 6749 §4.1.2.1); with one it is for the client.
-func (p *IdP) authRequest(r *http.Request) (*authRequest, error) {
+func (p *Provider) authRequest(r *http.Request) (*authRequest, error) {
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, errors.New("its query is malformed")
@@ -77,7 +77,7 @@ func checkAuthRequest(q url.Values) error {
 }
 
 // showSignIn asks the person at the browser who they are. Nobody stays signed in.
-func (p *IdP) showSignIn(w http.ResponseWriter, r *http.Request) {
+func (p *Provider) showSignIn(w http.ResponseWriter, r *http.Request) {
 	req, err := p.authRequest(r)
 	if err != nil {
 		p.refuseSignIn(w, r, req, err)
@@ -93,7 +93,7 @@ func (p *IdP) showSignIn(w http.ResponseWriter, r *http.Request) {
 
 // signIn takes the pick. The form's action repeats the request's query, which is
 // checked again, so nothing is kept for people who walk away.
-func (p *IdP) signIn(w http.ResponseWriter, r *http.Request) {
+func (p *Provider) signIn(w http.ResponseWriter, r *http.Request) {
 	req, err := p.authRequest(r)
 	if err != nil {
 		p.refuseSignIn(w, r, req, err)
@@ -127,7 +127,7 @@ func (p *IdP) signIn(w http.ResponseWriter, r *http.Request) {
 	p.sendBack(w, r, req, url.Values{"code": {code}})
 }
 
-func (p *IdP) refuseSignIn(w http.ResponseWriter, r *http.Request, req *authRequest, err error) {
+func (p *Provider) refuseSignIn(w http.ResponseWriter, r *http.Request, req *authRequest, err error) {
 	refusal, ok := errors.AsType[*oauthError](err)
 	if req == nil || !ok {
 		p.showMessage(w, r, http.StatusBadRequest, "This sign-in request cannot be served: "+err.Error()+".")
@@ -141,7 +141,7 @@ func (p *IdP) refuseSignIn(w http.ResponseWriter, r *http.Request, req *authRequ
 }
 
 // sendBack answers the client through the browser, saying who answers (RFC 9207 §2).
-func (p *IdP) sendBack(w http.ResponseWriter, r *http.Request, req *authRequest, answer url.Values) {
+func (p *Provider) sendBack(w http.ResponseWriter, r *http.Request, req *authRequest, answer url.Values) {
 	answer.Set("iss", p.issuer)
 	if req.state != "" {
 		answer.Set("state", req.state)
@@ -149,6 +149,7 @@ func (p *IdP) sendBack(w http.ResponseWriter, r *http.Request, req *authRequest,
 	target := *req.target
 	target.RawQuery = strings.TrimPrefix(target.RawQuery+"&"+answer.Encode(), "&")
 	w.Header().Set("Cache-Control", "no-store")
+	//nolint:gosec // G710: target is one of the client's registered redirect URIs
 	http.Redirect(w, r, target.String(), http.StatusSeeOther) // a POST must not be repeated there
 }
 

@@ -24,7 +24,7 @@ func goodRequest() url.Values {
 }
 
 func TestUntrustedRedirectsAreNotFollowed(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	tests := map[string]string{
 		"http://127.0.0.1:1/callback":             "",
 		"http://localhost:65535/callback":         "",
@@ -75,7 +75,7 @@ func TestPortsOfOtherRedirectsAreExact(t *testing.T) {
 }
 
 func TestAuthorizationErrorsGoToTheClient(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	tests := map[string]struct {
 		change func(url.Values)
 		want   string
@@ -107,7 +107,7 @@ func TestAuthorizationErrorsGoToTheClient(t *testing.T) {
 }
 
 func TestSignInPage(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	query := goodRequest().Encode()
 	w := get(t, p, "/authorize?"+query)
 	for _, want := range []string{"sales-agent", "Alice Archer", "Bob Baker", "Carol Cole"} {

@@ -26,7 +26,7 @@ type backchannelAnswer struct {
 }
 
 // backchannel puts a prompt on a user's phone (CIBA Core §7).
-func (p *IdP) backchannel(r *http.Request) (any, error) {
+func (p *Provider) backchannel(r *http.Request) (any, error) {
 	c, form, err := p.clientForm(r)
 	if err != nil {
 		return nil, err
@@ -85,7 +85,7 @@ func (p *IdP) backchannel(r *http.Request) (any, error) {
 
 // hintedUser wants exactly one hint (CIBA Core §7.1), and that a login_hint: a
 // user's id or e-mail address.
-func (p *IdP) hintedUser(form url.Values) (User, error) {
+func (p *Provider) hintedUser(form url.Values) (User, error) {
 	hints := 0
 	for _, name := range []string{"login_hint", "login_hint_token", "id_token_hint"} {
 		if form.Get(name) != "" {
@@ -129,7 +129,7 @@ func requestedExpiry(s string) (time.Duration, error) {
 }
 
 // redeemPrompt is one poll of the token endpoint (CIBA Core §10.1, §11).
-func (p *IdP) redeemPrompt(c client, form url.Values) (*tokenAnswer, error) {
+func (p *Provider) redeemPrompt(c client, form url.Values) (*tokenAnswer, error) {
 	approved, err := p.state.poll(c.ID, form.Get("auth_req_id"))
 	if err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ func askForm(more ...string) url.Values {
 }
 
 // ask puts a prompt on alice's phone.
-func ask(t *testing.T, p *IdP, more ...string) backchannelAnswer {
+func ask(t *testing.T, p *Provider, more ...string) backchannelAnswer {
 	t.Helper()
 	w := post(t, p, "/bc-authorize", "writ", writSecret, askForm(more...))
 	if w.Code != http.StatusOK {
@@ -33,18 +33,18 @@ func ask(t *testing.T, p *IdP, more ...string) backchannelAnswer {
 	return decode[backchannelAnswer](t, w)
 }
 
-func poll(t *testing.T, p *IdP, authReqID string) *httptest.ResponseRecorder {
+func poll(t *testing.T, p *Provider, authReqID string) *httptest.ResponseRecorder {
 	t.Helper()
 	return post(t, p, "/token", "writ", writSecret, url.Values{"grant_type": {grantCIBA}, "auth_req_id": {authReqID}})
 }
 
-func wantPoll(t *testing.T, p *IdP, authReqID, code string) {
+func wantPoll(t *testing.T, p *Provider, authReqID, code string) {
 	t.Helper()
 	wantError(t, poll(t, p, authReqID), http.StatusBadRequest, code)
 }
 
 // answerLatest taps on the newest prompt.
-func answerLatest(t *testing.T, p *IdP, approve bool) {
+func answerLatest(t *testing.T, p *Provider, approve bool) {
 	t.Helper()
 	prompts := p.Prompts()
 	if err := p.Answer(prompts[len(prompts)-1].ID, approve); err != nil {
@@ -54,7 +54,7 @@ func answerLatest(t *testing.T, p *IdP, approve bool) {
 
 func TestApproval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newIdP(t)
+		p := newProvider(t)
 		asked := ask(t, p, "acr_values", "mfa phr", "login_hint", "alice@example.com")
 		if asked.ExpiresIn != 120 || asked.Interval != 1 || len(asked.AuthReqID) < 27 { // 27×6 bits > 160
 			t.Errorf("answer %+v", asked)
@@ -87,7 +87,7 @@ func TestApproval(t *testing.T) {
 }
 
 func TestDenial(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	asked := ask(t, p)
 	answerLatest(t, p, false)
 	wantPoll(t, p, asked.AuthReqID, "access_denied")
@@ -99,7 +99,7 @@ func TestDenial(t *testing.T) {
 
 func TestExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newIdP(t)
+		p := newProvider(t)
 		unanswered := ask(t, p, "requested_expiry", "30")
 		approved := ask(t, p, "requested_expiry", "30")
 		answerLatest(t, p, true)
@@ -124,7 +124,7 @@ func TestExpiry(t *testing.T) {
 
 func TestSlowDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newIdP(t)
+		p := newProvider(t)
 		asked := ask(t, p)
 		for _, step := range []struct {
 			wait time.Duration
@@ -150,7 +150,7 @@ func TestSlowDown(t *testing.T) {
 }
 
 func TestOneOfManyPollsWins(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	asked := ask(t, p)
 	answerLatest(t, p, true)
 	codes := make([]int, 12)
@@ -166,7 +166,7 @@ func TestOneOfManyPollsWins(t *testing.T) {
 }
 
 func TestAnotherClientsRequest(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	asked := ask(t, p)
 	answerLatest(t, p, true)
 	if _, err := p.state.poll("other", asked.AuthReqID); err == nil || !strings.HasPrefix(err.Error(), "invalid_grant") {
@@ -181,7 +181,7 @@ func TestAnotherClientsRequest(t *testing.T) {
 }
 
 func TestBackchannelErrors(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	without := func(name string) url.Values {
 		f := askForm()
 		f.Del(name)
@@ -230,7 +230,7 @@ func TestBackchannelErrors(t *testing.T) {
 
 func TestPromptsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newIdP(t)
+		p := newProvider(t)
 		var asked backchannelAnswer
 		for range maxPrompts {
 			asked = ask(t, p)

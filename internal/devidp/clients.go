@@ -39,7 +39,7 @@ func (c Config) clients() []client {
 	return all
 }
 
-func (p *IdP) client(id string) (client, bool) {
+func (p *Provider) client(id string) (client, bool) {
 	i := slices.IndexFunc(p.clients, func(c client) bool { return c.ID == id })
 	if i < 0 {
 		return client{}, false
@@ -53,7 +53,7 @@ var errInvalidClient = &oauthError{
 
 // authenticate finds who sends the form, by client_secret_basic or
 // client_secret_post, never both (RFC 6749 §2.3).
-func (p *IdP) authenticate(r *http.Request, form url.Values) (client, error) {
+func (p *Provider) authenticate(r *http.Request, form url.Values) (client, error) {
 	id, secret := form.Get("client_id"), form.Get("client_secret")
 	if r.Header.Get("Authorization") != "" {
 		user, password, ok := r.BasicAuth()

@@ -141,7 +141,7 @@ func typeOf(t *testing.T, token string) string {
 }
 
 // claimsOf verifies a token as go-oidc does and returns its claims.
-func claimsOf[T any](t *testing.T, p *IdP, audience, token string) T {
+func claimsOf[T any](t *testing.T, p *Provider, audience, token string) T {
 	t.Helper()
 	keys := &oidc.StaticKeySet{}
 	for _, k := range p.tokens.keys.Keys {
@@ -162,7 +162,7 @@ func claimsOf[T any](t *testing.T, p *IdP, audience, token string) T {
 }
 
 // goodCode is a fresh code, and a form that redeems it for sales-agent.
-func goodCode(t *testing.T, p *IdP) url.Values {
+func goodCode(t *testing.T, p *Provider) url.Values {
 	t.Helper()
 	verifier := oauth2.GenerateVerifier()
 	code, err := p.state.addCode(codeGrant{
@@ -185,7 +185,7 @@ func goodCode(t *testing.T, p *IdP) url.Values {
 }
 
 func TestCodeIsRefused(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	hr, _ := p.Client("hr-agent")
 	tests := map[string]struct {
 		change     func(url.Values)
@@ -218,7 +218,7 @@ func TestCodeIsRefused(t *testing.T) {
 }
 
 func TestIDTokenOnlyForOpenID(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	withOpenID := goodCode(t, p)
 	without := goodCode(t, p)
 	g := p.state.codes[without.Get("code")]
@@ -238,7 +238,7 @@ func TestIDTokenOnlyForOpenID(t *testing.T) {
 
 func TestCodeExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newIdP(t)
+		p := newProvider(t)
 		inTime, late := goodCode(t, p), goodCode(t, p)
 		time.Sleep(codeLifetime - time.Millisecond)
 		if w := post(t, p, "/token", "sales-agent", salesSecret, inTime); w.Code != http.StatusOK {
@@ -251,7 +251,7 @@ func TestCodeExpires(t *testing.T) {
 
 func TestCodesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newIdP(t)
+		p := newProvider(t)
 		for range maxCodes {
 			goodCode(t, p)
 		}

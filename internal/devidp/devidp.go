@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// IdP is a running provider. It is an http.Handler, so tests can call it
+// Provider is a running provider. It is an http.Handler, so tests can call it
 // without a socket.
-type IdP struct {
+type Provider struct {
 	log      *slog.Logger
 	issuer   string
 	interval time.Duration
@@ -28,7 +28,7 @@ type IdP struct {
 
 // New binds the listener, so that Issuer is known before Run. Who does not come
 // to call Run must call Close.
-func New(cfg Config) (*IdP, error) {
+func New(cfg Config) (*Provider, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("dev identity provider: %w", err)
@@ -44,7 +44,7 @@ func New(cfg Config) (*IdP, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("dev identity provider: %w", err), listener.Close())
 	}
-	p := &IdP{
+	p := &Provider{
 		log:      cfg.Logger,
 		issuer:   issuer,
 		interval: cfg.PollInterval,
@@ -80,7 +80,7 @@ func listenLoopback(address string) (net.Listener, string, error) {
 	return listener, host, nil
 }
 
-func (p *IdP) routes() http.Handler {
+func (p *Provider) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/openid-configuration", p.api(p.discovery))
 	mux.HandleFunc("GET /jwks", p.api(p.jwks))
@@ -101,31 +101,31 @@ func (p *IdP) routes() http.Handler {
 }
 
 // ServeHTTP serves every endpoint.
-func (p *IdP) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler.ServeHTTP(w, r) }
+func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler.ServeHTTP(w, r) }
 
 // Issuer is the provider's URL and the `iss` of its tokens.
-func (p *IdP) Issuer() string { return p.issuer }
+func (p *Provider) Issuer() string { return p.issuer }
 
 // PhoneURL is the page that plays the users' phones.
-func (p *IdP) PhoneURL() string { return p.issuer + "/phone" }
+func (p *Provider) PhoneURL() string { return p.issuer + "/phone" }
 
 // Addr is the address the provider listens on.
-func (p *IdP) Addr() net.Addr { return p.listener.Addr() }
+func (p *Provider) Addr() net.Addr { return p.listener.Addr() }
 
 // Client returns a registration, an agent's or Writ's own, with its secret.
-func (p *IdP) Client(id string) (Client, bool) {
+func (p *Provider) Client(id string) (Client, bool) {
 	c, ok := p.client(id)
 	return c.Client, ok
 }
 
 // Close releases the listener of a provider that will not run.
-func (p *IdP) Close() error { return p.listener.Close() }
+func (p *Provider) Close() error { return p.listener.Close() }
 
 // shutdownGrace is for requests under way; none is meant to take longer.
 const shutdownGrace = 5 * time.Second
 
 // Run serves until ctx ends, then lets the requests under way finish.
-func (p *IdP) Run(ctx context.Context) error {
+func (p *Provider) Run(ctx context.Context) error {
 	server := &http.Server{
 		Handler:           p,
 		ReadHeaderTimeout: 5 * time.Second,

@@ -36,8 +36,8 @@ func testConfig() Config {
 	}
 }
 
-// newIdP is called through its handler; see serve for one with a socket.
-func newIdP(t *testing.T) *IdP {
+// newProvider is called through its handler; see serve for one with a socket.
+func newProvider(t *testing.T) *Provider {
 	t.Helper()
 	p, err := New(testConfig())
 	if err != nil {
@@ -49,7 +49,7 @@ func newIdP(t *testing.T) *IdP {
 
 // serve runs a provider until the test ends and returns a browser for it, which
 // keeps cookies and stops at redirects.
-func serve(t *testing.T) (*IdP, *http.Client) {
+func serve(t *testing.T) (*Provider, *http.Client) {
 	t.Helper()
 	p, err := New(testConfig())
 	if err != nil {
@@ -75,7 +75,7 @@ func serve(t *testing.T) (*IdP, *http.Client) {
 	return p, browser
 }
 
-func get(t *testing.T, p *IdP, path string) *httptest.ResponseRecorder {
+func get(t *testing.T, p *Provider, path string) *httptest.ResponseRecorder {
 	t.Helper()
 	w := httptest.NewRecorder()
 	p.ServeHTTP(w, httptest.NewRequest(http.MethodGet, p.Issuer()+path, nil))
@@ -83,7 +83,7 @@ func get(t *testing.T, p *IdP, path string) *httptest.ResponseRecorder {
 }
 
 // post sends a client's form with its credentials in the Authorization header.
-func post(t *testing.T, p *IdP, path, id, secret string, form url.Values) *httptest.ResponseRecorder {
+func post(t *testing.T, p *Provider, path, id, secret string, form url.Values) *httptest.ResponseRecorder {
 	t.Helper()
 	r := httptest.NewRequest(http.MethodPost, p.Issuer()+path, strings.NewReader(form.Encode()))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
@@ -197,7 +197,7 @@ func TestKeyMayBeGiven(t *testing.T) {
 }
 
 func TestEmptySecretsAreMadeUp(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	hr, _ := p.Client("hr-agent")
 	finance, _ := p.Client("finance-agent")
 	if len(hr.Secret) < 43 || hr.Secret == finance.Secret {
@@ -209,7 +209,7 @@ func TestEmptySecretsAreMadeUp(t *testing.T) {
 }
 
 func TestHostHeaderMustBeLoopback(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	for host, want := range map[string]int{
 		"127.0.0.1:8080":        http.StatusOK,
 		"localhost":             http.StatusOK,
@@ -250,7 +250,7 @@ func TestRunStopsWithItsContext(t *testing.T) {
 }
 
 func TestBodiesAreBounded(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	w := post(t, p, "/token", "writ", writSecret, url.Values{"grant_type": {strings.Repeat("x", maxBody)}})
 	wantError(t, w, http.StatusBadRequest, "invalid_request")
 }

@@ -22,7 +22,7 @@ type tokenOrder struct {
 
 // AccessToken is the access token that the agent would get if the user signed
 // in to it. A ttl of zero means five minutes.
-func (p *IdP) AccessToken(user, agent string, ttl time.Duration) (string, error) {
+func (p *Provider) AccessToken(user, agent string, ttl time.Duration) (string, error) {
 	return p.fill(tokenOrder{user: user, agent: agent, ttl: ttl})
 }
 
@@ -30,7 +30,7 @@ func (p *IdP) AccessToken(user, agent string, ttl time.Duration) (string, error)
 // fields of tokenOrder:
 //
 //	curl -H "Authorization: Bearer $(curl -s "$ISSUER/dev/token?user=alice&agent=sales-agent&ttl=1h")" …
-func (p *IdP) devToken(w http.ResponseWriter, r *http.Request) {
+func (p *Provider) devToken(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	order, err := parseTokenOrder(r.URL.Query())
 	var token string
@@ -42,7 +42,7 @@ func (p *IdP) devToken(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = io.WriteString(w, token)
+	_, _ = io.WriteString(w, token) //nolint:gosec // G705: a JWT of our own, as text/plain
 }
 
 func parseTokenOrder(q url.Values) (tokenOrder, error) {
@@ -61,7 +61,7 @@ func parseTokenOrder(q url.Values) (tokenOrder, error) {
 	return order, nil
 }
 
-func (p *IdP) fill(order tokenOrder) (string, error) {
+func (p *Provider) fill(order tokenOrder) (string, error) {
 	if order.ttl == 0 {
 		order.ttl = tokenLifetime
 	}
@@ -98,7 +98,7 @@ func (p *IdP) fill(order tokenOrder) (string, error) {
 	}
 }
 
-func (p *IdP) user(id string) (User, bool) {
+func (p *Provider) user(id string) (User, bool) {
 	i := slices.IndexFunc(p.users, func(u User) bool { return u.ID == id })
 	if i < 0 {
 		return User{}, false
@@ -106,7 +106,7 @@ func (p *IdP) user(id string) (User, bool) {
 	return p.users[i], true
 }
 
-func (p *IdP) knownUser(id string) (User, error) {
+func (p *Provider) knownUser(id string) (User, error) {
 	if u, ok := p.user(id); ok {
 		return u, nil
 	}
@@ -118,7 +118,7 @@ func (p *IdP) knownUser(id string) (User, error) {
 }
 
 // knownAgent leaves out Writ's own client: nobody acts for a user by it.
-func (p *IdP) knownAgent(id string) (client, error) {
+func (p *Provider) knownAgent(id string) (client, error) {
 	var known []string
 	for _, c := range p.clients {
 		if !c.may(grantCredentials) {

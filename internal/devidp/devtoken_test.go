@@ -8,7 +8,7 @@ import (
 )
 
 func TestDevToken(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	token := func(query string) string {
 		t.Helper()
 		w := get(t, p, "/dev/token?"+query)
@@ -43,7 +43,7 @@ func TestDevToken(t *testing.T) {
 }
 
 func TestAccessToken(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	token, err := p.AccessToken("alice", "sales-agent", time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func TestAccessToken(t *testing.T) {
 }
 
 func TestDevTokenErrors(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	for query, want := range map[string]string{
 		"":                                      "known: sales-agent, hr-agent, finance-agent",
 		"user=alice&agent=writ":                 "known: sales-agent, hr-agent, finance-agent",

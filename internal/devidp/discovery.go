@@ -31,7 +31,7 @@ type metadata struct {
 	RequestURI    bool `json:"request_uri_parameter_supported"` // absent would mean true
 }
 
-func (p *IdP) discovery(*http.Request) (any, error) {
+func (p *Provider) discovery(*http.Request) (any, error) {
 	authMethods := []string{"client_secret_basic", "client_secret_post"}
 	return metadata{
 		Issuer:                p.issuer,
@@ -58,4 +58,4 @@ func (p *IdP) discovery(*http.Request) (any, error) {
 	}, nil
 }
 
-func (p *IdP) jwks(*http.Request) (any, error) { return p.tokens.keys, nil }
+func (p *Provider) jwks(*http.Request) (any, error) { return p.tokens.keys, nil }

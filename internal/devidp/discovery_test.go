@@ -10,7 +10,7 @@ import (
 
 // Whatever discovery names must be there, and the key set must hold no private half.
 func TestDiscoveryIsTrue(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	doc := decode[map[string]any](t, get(t, p, "/.well-known/openid-configuration"))
 	for name, method := range map[string]string{
 		"jwks_uri":                            http.MethodGet,

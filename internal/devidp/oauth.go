@@ -28,7 +28,7 @@ func badRequest(code, description string) *oauthError {
 
 // api serves an endpoint that clients call: what it returns is sent as JSON, a
 // nil as an empty 200, and nothing of it may be cached (RFC 6749 §5.1).
-func (p *IdP) api(answer func(*http.Request) (any, error)) http.HandlerFunc {
+func (p *Provider) api(answer func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		body, err := answer(r)
@@ -40,7 +40,7 @@ func (p *IdP) api(answer func(*http.Request) (any, error)) http.HandlerFunc {
 	}
 }
 
-func (p *IdP) refuse(w http.ResponseWriter, r *http.Request, err error) {
+func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	refusal, ok := errors.AsType[*oauthError](err)
 	if !ok {
 		p.log.ErrorContext(r.Context(), "dev identity provider", slog.String("path", r.URL.Path), slog.Any("error", err))
@@ -60,7 +60,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 
 // clientForm reads the form of a client's POST and authenticates its sender.
 // Parameters in the URL do not count (RFC 6749 §2.3.1).
-func (p *IdP) clientForm(r *http.Request) (client, url.Values, error) {
+func (p *Provider) clientForm(r *http.Request) (client, url.Values, error) {
 	if err := r.ParseForm(); err != nil {
 		return client{}, nil, badRequest("invalid_request", "not a form, or too large a one")
 	}

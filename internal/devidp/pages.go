@@ -25,7 +25,7 @@ type page struct {
 
 // render sends a page that may load one stylesheet and nothing else: no script,
 // no frame, no picture.
-func (p *IdP) render(w http.ResponseWriter, r *http.Request, name string, as page, data any) {
+func (p *Provider) render(w http.ResponseWriter, r *http.Request, name string, as page, data any) {
 	var body bytes.Buffer
 	if err := templates.ExecuteTemplate(&body, name, data); err != nil {
 		p.log.ErrorContext(r.Context(), "render page", slog.String("page", name), slog.Any("error", err))
@@ -54,7 +54,7 @@ type signInPage struct {
 	Users  []User
 }
 
-func (p *IdP) showMessage(w http.ResponseWriter, r *http.Request, status int, text string) {
+func (p *Provider) showMessage(w http.ResponseWriter, r *http.Request, status int, text string) {
 	p.render(w, r, "message.html", page{status: status}, text)
 }
 

@@ -40,7 +40,7 @@ type card struct {
 // but only while it has none: once there is something to answer it holds still,
 // so that no reload comes between a finger and its button or makes a screen
 // reader start over. It reloads then when the last prompt has expired.
-func (p *IdP) showPhone(w http.ResponseWriter, r *http.Request) {
+func (p *Provider) showPhone(w http.ResponseWriter, r *http.Request) {
 	filter := r.URL.Query().Get("user")
 	if filter != "" {
 		if _, err := p.knownUser(filter); err != nil {
@@ -51,7 +51,7 @@ func (p *IdP) showPhone(w http.ResponseWriter, r *http.Request) {
 	p.render(w, r, "phone.html", page{}, p.phonePage(filter, p.csrf.token(w, r)))
 }
 
-func (p *IdP) phonePage(filter, csrfToken string) phonePage {
+func (p *Provider) phonePage(filter, csrfToken string) phonePage {
 	shown := phonePage{CSRF: csrfToken, Filter: filter, Users: p.users, Reload: phonePath("", filter)}
 	now, refresh := time.Now(), idleRefresh
 	for _, q := range p.Prompts() {
@@ -75,7 +75,7 @@ func (p *IdP) phonePage(filter, csrfToken string) phonePage {
 }
 
 // answerOnPhone takes a tap on Approve or Deny.
-func (p *IdP) answerOnPhone(w http.ResponseWriter, r *http.Request) {
+func (p *Provider) answerOnPhone(w http.ResponseWriter, r *http.Request) {
 	if !p.csrf.valid(r) {
 		p.showMessage(w, r, http.StatusForbidden, "This page is too old. Nothing was answered; go back to the phone and try again.")
 		return
@@ -108,7 +108,7 @@ func phonePath(prompt, filter string) string {
 	return u.String()
 }
 
-func (p *IdP) nameOf(id string) string {
+func (p *Provider) nameOf(id string) string {
 	if u, ok := p.user(id); ok && u.Name != "" {
 		return u.Name
 	}

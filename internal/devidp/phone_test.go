@@ -11,7 +11,7 @@ import (
 )
 
 // tap sends a form of the phone page as the browser with that cookie does.
-func tap(t *testing.T, p *IdP, path, csrf, verdict string, cookie *http.Cookie, header ...string) *httptest.ResponseRecorder {
+func tap(t *testing.T, p *Provider, path, csrf, verdict string, cookie *http.Cookie, header ...string) *httptest.ResponseRecorder {
 	t.Helper()
 	form := url.Values{"csrf": {csrf}, "verdict": {verdict}}
 	r := httptest.NewRequest(http.MethodPost, p.Issuer()+path, strings.NewReader(form.Encode()))
@@ -28,7 +28,7 @@ func tap(t *testing.T, p *IdP, path, csrf, verdict string, cookie *http.Cookie, 
 }
 
 func TestPhone(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	ask(t, p)
 	w := get(t, p, "/phone?user=alice")
 	page, cookie := w.Body.String(), w.Result().Cookies()[0]
@@ -75,7 +75,7 @@ func TestPhone(t *testing.T) {
 }
 
 func TestPhoneShowsMessagesAsText(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	ask(t, p, "binding_message", `<script>alert("1")</script>`)
 	w := get(t, p, "/phone")
 	if page := w.Body.String(); strings.Contains(page, "<script") ||
@@ -89,7 +89,7 @@ func TestPhoneShowsMessagesAsText(t *testing.T) {
 }
 
 func TestPhoneFilter(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	ask(t, p, "binding_message", "for alice")
 	ask(t, p, "binding_message", "for bob", "login_hint", "bob")
 	page := get(t, p, "/phone?user=bob").Body.String()
@@ -109,7 +109,7 @@ func TestPhoneFilter(t *testing.T) {
 // A page with something to answer must not reload under the finger.
 func TestPhoneHoldsStillWhileAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newIdP(t)
+		p := newProvider(t)
 		refresh := func() string {
 			return formField(t, get(t, p, "/phone").Body.String(), `http-equiv="refresh" content="(\d+)"`)
 		}
@@ -130,7 +130,7 @@ func TestPhoneHoldsStillWhileAsked(t *testing.T) {
 }
 
 func TestStylesheet(t *testing.T) {
-	w := get(t, newIdP(t), "/style.css")
+	w := get(t, newProvider(t), "/style.css")
 	if got := w.Header().Get("Content-Type"); w.Code != http.StatusOK || !strings.HasPrefix(got, "text/css") {
 		t.Errorf("answer %d %s", w.Code, got) // nosniff makes browsers drop any other type
 	}

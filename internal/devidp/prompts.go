@@ -136,7 +136,7 @@ func (s *state) answer(id string, approve bool) error {
 }
 
 // Prompts are the remembered prompts, oldest first.
-func (p *IdP) Prompts() []Prompt {
+func (p *Provider) Prompts() []Prompt {
 	p.state.mu.Lock()
 	defer p.state.mu.Unlock()
 	now := time.Now()
@@ -148,6 +148,6 @@ func (p *IdP) Prompts() []Prompt {
 }
 
 // Answer does what a tap on the phone does.
-func (p *IdP) Answer(id string, approve bool) error {
+func (p *Provider) Answer(id string, approve bool) error {
 	return p.state.answer(id, approve)
 }

@@ -19,7 +19,7 @@ type tokenAnswer struct {
 	IDToken     string `json:"id_token,omitempty"`
 }
 
-func (p *IdP) token(r *http.Request) (any, error) {
+func (p *Provider) token(r *http.Request) (any, error) {
 	c, form, err := p.clientForm(r)
 	if err != nil {
 		return nil, err
@@ -43,7 +43,7 @@ func (p *IdP) token(r *http.Request) (any, error) {
 
 var errInvalidCode = badRequest("invalid_grant", "the code is unknown, used, expired or not for this request")
 
-func (p *IdP) redeemCode(c client, form url.Values) (*tokenAnswer, error) {
+func (p *Provider) redeemCode(c client, form url.Values) (*tokenAnswer, error) {
 	g, ok := p.state.takeCode(form.Get("code"))
 	if !ok || g.clientID != c.ID || g.redirectURI != form.Get("redirect_uri") ||
 		!verifies(form.Get("code_verifier"), g.challenge) {
@@ -60,7 +60,7 @@ func (p *IdP) redeemCode(c client, form url.Values) (*tokenAnswer, error) {
 
 // redeemCredentials gives an agent a token that speaks for itself: its sub is
 // the client (RFC 9068 §2.2).
-func (p *IdP) redeemCredentials(c client, _ url.Values) (*tokenAnswer, error) {
+func (p *Provider) redeemCredentials(c client, _ url.Values) (*tokenAnswer, error) {
 	access, err := p.agentToken(c, tokenLifetime)
 	if err != nil {
 		return nil, err
@@ -70,7 +70,7 @@ func (p *IdP) redeemCredentials(c client, _ url.Values) (*tokenAnswer, error) {
 
 // issue signs a user's tokens for c: the access token, and the ID token if the
 // scope has openid. The claims say how the user was authenticated.
-func (p *IdP) issue(c client, u User, scope string, claims idClaims) (*tokenAnswer, error) {
+func (p *Provider) issue(c client, u User, scope string, claims idClaims) (*tokenAnswer, error) {
 	access, err := p.userToken(c, u, scope, tokenLifetime, nil)
 	if err != nil {
 		return nil, err
@@ -94,7 +94,7 @@ func newTokenAnswer(access, scope string) *tokenAnswer {
 	}
 }
 
-func (p *IdP) userToken(c client, u User, scope string, lifetime time.Duration, act *actor) (string, error) {
+func (p *Provider) userToken(c client, u User, scope string, lifetime time.Duration, act *actor) (string, error) {
 	return p.tokens.signAccess(accessClaims{
 		registered: registered{Subject: u.ID, Audience: c.audience},
 		profile:    profileOf(u),
@@ -104,7 +104,7 @@ func (p *IdP) userToken(c client, u User, scope string, lifetime time.Duration, 
 	}, lifetime)
 }
 
-func (p *IdP) agentToken(c client, lifetime time.Duration) (string, error) {
+func (p *Provider) agentToken(c client, lifetime time.Duration) (string, error) {
 	return p.tokens.signAccess(accessClaims{
 		registered: registered{Subject: c.ID, Audience: c.audience},
 		ClientID:   c.ID,
@@ -123,7 +123,7 @@ func verifies(verifier, challenge string) bool {
 // revoke answers as RFC 7009 §2.2 wants for tokens that are no longer good for
 // anything here. That is all of them: no endpoint of this provider takes a token
 // back, and who verifies a signed one elsewhere never asks.
-func (p *IdP) revoke(r *http.Request) (any, error) {
+func (p *Provider) revoke(r *http.Request) (any, error) {
 	_, form, err := p.clientForm(r)
 	if err != nil {
 		return nil, err

@@ -6,7 +6,7 @@ import (
 )
 
 func TestAgentsOwnToken(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	w := post(t, p, "/token", "sales-agent", salesSecret, url.Values{"grant_type": {grantCredentials}})
 	answer := decode[tokenAnswer](t, w)
 	claims := claimsOf[accessClaims](t, p, testAudience, answer.AccessToken)
@@ -31,7 +31,7 @@ func TestBasicCredentialsAreFormDecoded(t *testing.T) {
 }
 
 func TestTokenEndpointErrors(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	credentials := url.Values{"grant_type": {grantCredentials}}
 	with := func(more ...string) url.Values {
 		f := url.Values{"grant_type": {grantCredentials}}
@@ -74,7 +74,7 @@ func TestTokenEndpointErrors(t *testing.T) {
 }
 
 func TestRevocation(t *testing.T) {
-	p := newIdP(t)
+	p := newProvider(t)
 	if w := post(t, p, "/revoke", "writ", writSecret, url.Values{"token": {"anything"}}); w.Code != 200 || w.Body.Len() != 0 {
 		t.Errorf("answer %d %q, want an empty 200", w.Code, w.Body)
 	}

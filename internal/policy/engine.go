@@ -42,12 +42,16 @@ type Config struct {
 	Logger  *slog.Logger
 }
 
+// maxQueue is how long a decision waits for its turn. The deadline of its evaluation
+// begins after that.
+const maxQueue = 2 * time.Second
+
 // Engine answers decisions from the current snapshot.
 type Engine struct {
 	cfg     Config
 	schema  *jsonschema.Schema
 	current atomic.Pointer[snapshot]
-	slots   chan struct{} // OPA has no memory limit, so evaluations are bounded in number
+	slots   chan struct{} // more evaluations at a time would only slow each other down, past the deadline
 	seen    string        // fingerprint of Path at the last Load; for Load and Run, which don't overlap
 }
 
@@ -57,7 +61,7 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{cfg: cfg, schema: schema, slots: make(chan struct{}, 4*runtime.GOMAXPROCS(0))}, nil
+	return &Engine{cfg: cfg, schema: schema, slots: make(chan struct{}, runtime.GOMAXPROCS(0))}, nil
 }
 
 // Load puts the policies at Path in force if they pass every gate; otherwise the
@@ -65,6 +69,9 @@ func New(cfg Config) (*Engine, error) {
 func (e *Engine) Load(ctx context.Context) error {
 	e.seen = fingerprint(e.cfg.Path) // before reading, so that no change goes unseen
 	s, err := e.load(ctx)
+	if ctx.Err() != nil { // stopping: that says nothing about the policies
+		return context.Cause(ctx)
+	}
 	if err == nil && s.Digest == e.Version().Digest {
 		return nil
 	}
@@ -130,7 +137,7 @@ func (e *Engine) Decide(ctx context.Context, in Input) (Result, error) {
 	select {
 	case e.slots <- struct{}{}:
 		defer func() { <-e.slots }()
-	case <-time.After(e.cfg.Deadline):
+	case <-time.After(maxQueue):
 		return Result{}, &fault.Error{Code: fault.Overloaded, Detail: "too many decisions at a time", RetryAfter: time.Second}
 	case <-ctx.Done():
 		return Result{}, context.Cause(ctx)

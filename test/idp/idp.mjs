@@ -720,7 +720,10 @@ function controlHandler(provider) {
 
 // ---------------------------------------------------------------- start
 
-async function listen(server, port) {
+// The port, which is part of the issuer, is known only once it listens: a request
+// that comes before the provider is made waits for it.
+async function listen(server, port, handler) {
+  server.on('request', (req, res) => handler.then((handle) => handle(req, res)));
   // Longer than any test idles, so that no client meets a connection that is
   // being closed under it.
   server.keepAliveTimeout = 300_000;
@@ -738,15 +741,18 @@ process.on('SIGINT', () => process.exit(0));
 try {
   const server = createServer();
   const controlServer = createServer();
-  const [keys, issuer] = await Promise.all([freshKeys(), listen(server, config.port)]);
-  control = await listen(controlServer, config.control_port);
+  let provide, provideControl;
+  const handler = new Promise((resolve) => { provide = resolve; });
+  const controlHandlerReady = new Promise((resolve) => { provideControl = resolve; });
+  const [keys, issuer] = await Promise.all([freshKeys(), listen(server, config.port, handler)]);
+  control = await listen(controlServer, config.control_port, controlHandlerReady);
 
   const provider = new Provider(issuer, providerConfig(keys));
   provider.use(signIn);
   provider.use(observe);
   provider.on('server_error', (_ctx, err) => console.error(err));
-  server.on('request', provider.callback());
-  controlServer.on('request', controlHandler(provider));
+  provide(provider.callback());
+  provideControl(controlHandler(provider));
 
   console.log(JSON.stringify({ issuer, control, resource: config.resource, clients: { ...agents, ...writ } }));
 } catch (err) {
