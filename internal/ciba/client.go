@@ -19,8 +19,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coreos/go-oidc/v3/oidc"
-
 	"github.com/writsec/writ/internal/approval"
 	"github.com/writsec/writ/internal/identity"
 )
@@ -75,16 +73,17 @@ func (c *Client) discover(ctx context.Context) (endpoints, error) {
 	if known != nil {
 		return *known, nil
 	}
-	p, err := oidc.NewProvider(oidc.ClientContext(ctx, c.cfg.HTTP), c.cfg.Issuer)
-	if err != nil {
-		return endpoints{}, fmt.Errorf("discover: %w", err)
-	}
 	var e endpoints
-	if err := p.Claims(&e); err != nil {
-		return endpoints{}, fmt.Errorf("discover: %w", err)
+	if err := identity.Discover(ctx, c.cfg.HTTP, c.cfg.Issuer, &e); err != nil {
+		return e, err
 	}
-	if e.Backchannel == "" || e.Token == "" {
-		return endpoints{}, errors.New("discover: the metadata lacks backchannel_authentication_endpoint or token_endpoint")
+	for name, url := range map[string]string{"backchannel_authentication_endpoint": e.Backchannel, "token_endpoint": e.Token} {
+		if !identity.Trustworthy(c.cfg.Issuer, url) { // our client secret goes there
+			return e, fmt.Errorf("discover: the metadata names no https %s", name)
+		}
+	}
+	if !identity.Trustworthy(c.cfg.Issuer, e.Revocation) {
+		e.Revocation = ""
 	}
 	c.mu.Lock()
 	c.endpoints = &e

@@ -2,12 +2,15 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -15,8 +18,11 @@ import (
 // signatureAlgorithms are the asymmetric JWS algorithms that Writ verifies.
 var signatureAlgorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 
-// fill resolves file names against dir and sets defaults inside lists, which
-// Default can't.
+// minterName is what a policy writes to choose a minter.
+var minterName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
+
+// fill resolves file names against dir and sets the defaults that follow from
+// other values.
 func (c *Config) fill(dir string) {
 	abs := func(p *string) {
 		if *p != "" && !filepath.IsAbs(*p) {
@@ -39,202 +45,253 @@ func (c *Config) fill(dir string) {
 	for i := range c.Issuers {
 		is := &c.Issuers[i]
 		abs(&is.JWKSFile)
-		if is.ClockLeeway == 0 {
-			is.ClockLeeway = 30 * time.Second
-		}
 		if b := is.CIBA; b != nil {
 			abs(&b.ClientSecretFile)
-			if b.ClientAuth == "" {
-				b.ClientAuth = "client_secret_basic"
-			}
-			if b.LoginHint == "" {
-				b.LoginHint = "{sub}"
-			}
 			if len(b.Algorithms) == 0 {
 				b.Algorithms = is.Algorithms
 			}
-			if b.BindingMessage.MaxLength == 0 {
-				b.BindingMessage.MaxLength = 20
-			}
-			if b.BindingMessage.Charset == "" {
-				b.BindingMessage.Charset = "portable"
-			}
-			if b.Timeout == 0 {
-				b.Timeout = 40 * time.Second
-			}
 		}
-	}
-	for name, m := range c.Minters {
-		if m.MaxTTL == 0 {
-			m.MaxTTL = 5 * time.Minute
-		}
-		c.Minters[name] = m
 	}
 	for i := range c.Services {
 		abs(&c.Services[i].SecretFile)
 	}
 }
 
-// check reports every value that cannot work.
-func (c *Config) check(fail func(key, format string, args ...any)) {
-	required := func(key, v string) bool {
-		if v == "" {
-			fail(key, "is missing")
-		}
-		return v != ""
-	}
-	file := func(key, path string) {
-		if !required(key, path) {
-			return
-		}
-		if st, err := os.Stat(path); err != nil {
-			fail(key, "names %s: %s", path, reason(err))
-		} else if st.IsDir() {
-			fail(key, "names %s, which is a folder, expected a file", path)
-		}
-	}
-	positive := func(key string, d time.Duration) {
-		if d <= 0 {
-			fail(key, "is %v, expected more than zero", d)
-		}
-	}
-	algorithms := func(key string, list []string) {
-		if len(list) == 0 {
-			fail(key, "is missing, expected a list of %s", strings.Join(signatureAlgorithms, ", "))
-		}
-		for i, a := range list {
-			if !slices.Contains(signatureAlgorithms, a) {
-				fail(fmt.Sprintf("%s[%d]", key, i), "is %q, expected one of %s", a, strings.Join(signatureAlgorithms, ", "))
-			}
-		}
-	}
-	oneOf := func(key, v string, of ...string) {
-		if !slices.Contains(of, v) {
-			fail(key, "is %q, expected one of %s", v, strings.Join(of, ", "))
-		}
-	}
+// failFunc reports that the value of a key cannot work.
+type failFunc func(key, format string, args ...any)
 
-	for key, addr := range map[string]string{"listen": c.Listen, "ops_listen": c.OpsListen} {
-		if _, _, err := net.SplitHostPort(addr); err != nil {
-			fail(key, "is %q, expected host:port", addr)
-		}
-	}
+// check reports every value that cannot work.
+func (c *Config) check(fail failFunc) {
+	fail.address("listen", c.Listen)
+	fail.address("ops_listen", c.OpsListen)
 	if c.TLS != nil {
-		file("tls.cert_file", c.TLS.CertFile)
-		file("tls.key_file", c.TLS.KeyFile)
+		fail.file("tls.cert_file", c.TLS.CertFile)
+		fail.file("tls.key_file", c.TLS.KeyFile)
 	} else if !c.BehindProxy && !Loopback(c.Listen) {
-		fail("listen", "is %s, beyond loopback, without TLS: set tls, or behind_proxy: true if a proxy terminates TLS", c.Listen)
+		fail("listen", "is %q, beyond loopback, without TLS: set tls, or behind_proxy: true if a proxy terminates TLS", c.Listen)
 	}
-	if required("external_url", c.ExternalURL) {
-		checkURL(fail, "external_url", c.ExternalURL)
+	fail.url("external_url", c.ExternalURL)
+	if strings.HasSuffix(c.ExternalURL, "/") {
+		fail("external_url", "is %q, expected no slash at the end", c.ExternalURL)
 	}
-	if path, ok := strings.CutPrefix(c.Store, "sqlite:"); required("store", c.Store) && (!ok || path == "") {
+	if path, ok := strings.CutPrefix(c.Store, "sqlite:"); fail.required("store", c.Store) && (!ok || path == "") {
 		fail("store", "is %q, expected sqlite:PATH", c.Store)
 	}
-	file("root_key_file", c.RootKeyFile)
-	if required("policy.path", c.Policy.Path) {
-		if _, err := os.Stat(c.Policy.Path); err != nil {
-			fail("policy.path", "names %s: %s", c.Policy.Path, reason(err))
+	if fail.file("root_key_file", c.RootKeyFile) {
+		if _, err := RootKey(c.RootKeyFile); err != nil {
+			fail("root_key_file", "%v", err)
 		}
 	}
-	positive("policy.deadline", c.Policy.Deadline)
-	if c.Policy.Reload < 0 {
-		fail("policy.reload", "is negative")
-	}
-	if s := c.Policy.Signature; s != nil {
-		file("policy.signature.public_key_file", s.PublicKeyFile)
-		algorithms("policy.signature.algorithm", []string{s.Algorithm})
-		required("policy.signature.key_id", s.KeyID)
-	}
-	positive("sessions.default_age", c.Sessions.DefaultAge)
-	positive("sessions.max_age", c.Sessions.MaxAge)
+	c.Policy.check(fail)
+	fail.positive("sessions.default_age", c.Sessions.DefaultAge)
+	fail.positive("sessions.max_age", c.Sessions.MaxAge)
 	if c.Sessions.DefaultAge > c.Sessions.MaxAge {
 		fail("sessions.default_age", "is %v, more than sessions.max_age %v", c.Sessions.DefaultAge, c.Sessions.MaxAge)
 	}
-	positive("approvals.expires_in", c.Approvals.ExpiresIn)
-	positive("approvals.use_within", c.Approvals.UseWithin)
-	positive("approvals.max_wait", c.Approvals.MaxWait)
+	fail.positive("approvals.expires_in", c.Approvals.ExpiresIn)
+	fail.positive("approvals.use_within", c.Approvals.UseWithin)
+	fail.positive("approvals.max_wait", c.Approvals.MaxWait)
 	if c.Approvals.MaxPending < 1 {
 		fail("approvals.max_pending", "is %d, expected at least 1", c.Approvals.MaxPending)
 	}
-	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	fail.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 
 	if len(c.Issuers) == 0 {
 		fail("issuers", "is missing, expected at least one issuer of user tokens")
 	}
 	seen := map[string]bool{}
 	for i, is := range c.Issuers {
-		key := func(k string) string { return fmt.Sprintf("issuers[%d].%s", i, k) }
-		if required(key("issuer"), is.Issuer) {
-			checkURL(fail, key("issuer"), is.Issuer)
-		}
+		key := fmt.Sprintf("issuers[%d].", i)
+		is.check(fail, key)
 		if seen[is.Issuer] {
-			fail(key("issuer"), "stands a second time")
+			fail(key+"issuer", "stands a second time")
 		}
-		seen[is.Issuer] = true
-		if len(is.SpeaksFor) == 0 {
-			fail(key("speaks_for"), "is missing, expected a list of user, agent, operator")
-		}
-		required(key("audience"), is.Audience)
-		algorithms(key("algorithms"), is.Algorithms)
-		if is.JWKSFile != "" {
-			file(key("jwks_file"), is.JWKSFile)
-		}
-		if is.ClockLeeway < 0 || is.ClockLeeway > 5*time.Minute {
-			fail(key("clock_leeway"), "is %v, expected 0 to 5m", is.ClockLeeway)
-		}
-		if slices.Contains(is.SpeaksFor, Operator) {
-			if is.Operator == nil {
-				fail(key("operator"), "is missing: an issuer that speaks for operators needs the claim that marks them")
-			} else {
-				required(key("operator.claim"), is.Operator.Claim)
-				required(key("operator.value"), is.Operator.Value)
-				if len(is.Operator.Clients) == 0 && slices.Contains(is.SpeaksFor, Agent) {
-					fail(key("operator.clients"), "is missing: this issuer speaks for agents too, and an agent acting for an operator is no operator; list the clients that operators use")
-				}
-			}
-		}
-		if b := is.CIBA; b != nil {
-			required(key("ciba.client_id"), b.ClientID)
-			file(key("ciba.client_secret_file"), b.ClientSecretFile)
-			oneOf(key("ciba.client_auth"), b.ClientAuth, "client_secret_basic", "client_secret_post")
-			algorithms(key("ciba.id_token_algorithms"), b.Algorithms)
-			oneOf(key("ciba.binding_message.charset"), b.BindingMessage.Charset, "portable", "text")
-			if b.BindingMessage.MaxLength < 4 || b.BindingMessage.MaxLength > 1000 {
-				fail(key("ciba.binding_message.max_length"), "is %d, expected 4 to 1000", b.BindingMessage.MaxLength)
-			}
-			positive(key("ciba.timeout"), b.Timeout)
+		seen[is.Issuer] = is.Issuer != ""
+		if is.Issuer != "" && is.Issuer == c.ExternalURL {
+			fail(key+"issuer", "is Writ itself; a minted token must never be good for Writ")
 		}
 	}
-	for name, m := range c.Minters {
-		key := func(k string) string { return "minters." + name + "." + k }
-		oneOf(key("kind"), m.Kind, "jwt")
-		if required(key("audience"), m.Audience) && m.Audience == c.ExternalURL {
-			fail(key("audience"), "is Writ itself; a minted token must never be good for Writ")
-		}
-		positive(key("max_ttl"), m.MaxTTL)
+	for _, name := range slices.Sorted(maps.Keys(c.Minters)) {
+		c.checkMinter(fail, name, c.Minters[name])
 	}
 	ids := map[string]bool{}
 	for i, s := range c.Services {
-		key := func(k string) string { return fmt.Sprintf("services[%d].%s", i, k) }
-		required(key("id"), s.ID)
+		key := fmt.Sprintf("services[%d].", i)
+		fail.required(key+"id", s.ID)
 		if ids[s.ID] {
-			fail(key("id"), "stands a second time")
+			fail(key+"id", "stands a second time")
 		}
-		ids[s.ID] = true
-		file(key("secret_file"), s.SecretFile)
-		required(key("audience"), s.Audience)
+		ids[s.ID] = s.ID != ""
+		fail.secret(key+"secret_file", s.SecretFile)
+		fail.required(key+"audience", s.Audience)
 	}
 }
 
-func checkURL(fail func(key, format string, args ...any), key, v string) {
+func (p Policy) check(fail failFunc) {
+	if fail.required("policy.path", p.Path) {
+		if _, err := os.Stat(p.Path); err != nil {
+			fail("policy.path", "names %s: %s", p.Path, reason(err))
+		}
+	}
+	if !strings.HasPrefix(p.Query, "data.") {
+		fail("policy.query", "is %q, expected a document such as data.writ.decision", p.Query)
+	}
+	fail.positive("policy.deadline", p.Deadline)
+	if p.Reload < 0 {
+		fail("policy.reload", "is %v, expected zero (never) or more", p.Reload)
+	}
+	if s := p.Signature; s != nil {
+		fail.file("policy.signature.public_key_file", s.PublicKeyFile)
+		fail.oneOf("policy.signature.algorithm", s.Algorithm, signatureAlgorithms...)
+		fail.required("policy.signature.key_id", s.KeyID)
+	}
+}
+
+func (is Issuer) check(fail failFunc, key string) {
+	fail.url(key+"issuer", is.Issuer)
+	if len(is.SpeaksFor) == 0 {
+		fail(key+"speaks_for", "is missing, expected a list of user, agent, operator")
+	}
+	fail.required(key+"audience", is.Audience)
+	fail.algorithms(key+"algorithms", is.Algorithms)
+	if is.JWKSFile != "" {
+		fail.file(key+"jwks_file", is.JWKSFile)
+	}
+	fail.noneEmpty(key+"id_token_clients", is.IDTokenClients)
+	if is.ClockLeeway < 0 || is.ClockLeeway > 5*time.Minute {
+		fail(key+"clock_leeway", "is %v, expected 0 to 5m", is.ClockLeeway)
+	}
+	speaks := slices.Contains(is.SpeaksFor, Operator)
+	switch o := is.Operator; {
+	case speaks && o == nil:
+		fail(key+"operator", "is missing: an issuer that speaks for operators needs the claim that marks them")
+	case !speaks && o != nil:
+		fail(key+"operator", "has no effect: speaks_for does not list operator")
+	case speaks:
+		fail.required(key+"operator.claim", o.Claim)
+		fail.required(key+"operator.value", o.Value)
+		fail.noneEmpty(key+"operator.clients", o.Clients)
+		if len(o.Clients) == 0 && slices.Contains(is.SpeaksFor, Agent) {
+			fail(key+"operator.clients", "is missing: this issuer speaks for agents too, and an agent acting for an operator is no operator; list the clients that operators use")
+		}
+	}
+	if b := is.CIBA; b != nil {
+		b.check(fail, key+"ciba.")
+		if !slices.Equal(b.Algorithms, is.Algorithms) {
+			fail.algorithms(key+"ciba.id_token_algorithms", b.Algorithms)
+		}
+	}
+}
+
+func (b CIBA) check(fail failFunc, key string) {
+	fail.required(key+"client_id", b.ClientID)
+	fail.secret(key+"client_secret_file", b.ClientSecretFile)
+	fail.oneOf(key+"client_auth", b.ClientAuth, "client_secret_basic", "client_secret_post")
+	fail.required(key+"login_hint", b.LoginHint)
+	fail.oneOf(key+"binding_message.charset", b.BindingMessage.Charset, "portable", "text")
+	if b.BindingMessage.MaxLength < 4 || b.BindingMessage.MaxLength > 1000 {
+		fail(key+"binding_message.max_length", "is %d, expected 4 to 1000", b.BindingMessage.MaxLength)
+	}
+	fail.positive(key+"timeout", b.Timeout)
+}
+
+func (c *Config) checkMinter(fail failFunc, name string, m Minter) {
+	key := "minters." + name
+	if !minterName.MatchString(name) {
+		fail(key, "is a name that no policy can write, expected lower-case letters, digits, _ and -")
+	}
+	key += "."
+	fail.oneOf(key+"kind", m.Kind, "jwt")
+	self := func(is Issuer) bool { return is.Audience == m.Audience }
+	if fail.required(key+"audience", m.Audience) && (strings.TrimSuffix(m.Audience, "/") == c.ExternalURL || slices.ContainsFunc(c.Issuers, self)) {
+		fail(key+"audience", "is Writ itself; a minted token must never be good for Writ")
+	}
+	fail.noneEmpty(key+"scopes", m.Scopes)
+	fail.positive(key+"max_ttl", m.MaxTTL)
+}
+
+func (fail failFunc) required(key, v string) bool {
+	if v == "" {
+		fail(key, "is missing")
+	}
+	return v != ""
+}
+
+func (fail failFunc) noneEmpty(key string, list []string) {
+	for i, v := range list {
+		if v == "" {
+			fail(fmt.Sprintf("%s[%d]", key, i), "is empty")
+		}
+	}
+}
+
+func (fail failFunc) file(key, path string) bool {
+	if !fail.required(key, path) {
+		return false
+	}
+	st, err := os.Stat(path)
+	switch {
+	case err != nil:
+		fail(key, "names %s: %s", path, reason(err))
+	case st.IsDir():
+		fail(key, "names %s, which is a folder, expected a file", path)
+	}
+	return err == nil && !st.IsDir()
+}
+
+func (fail failFunc) secret(key, path string) {
+	if fail.file(key, path) {
+		if _, err := Secret(path); err != nil {
+			fail(key, "%v", err)
+		}
+	}
+}
+
+func (fail failFunc) positive(key string, d time.Duration) {
+	if d <= 0 {
+		fail(key, "is %v, expected more than zero", d)
+	}
+}
+
+func (fail failFunc) oneOf(key, v string, of ...string) {
+	switch list := strings.Join(of, ", "); {
+	case v == "":
+		fail(key, "is missing, expected one of %s", list)
+	case !slices.Contains(of, v):
+		fail(key, "is %q, expected one of %s", v, list)
+	}
+}
+
+func (fail failFunc) algorithms(key string, list []string) {
+	if len(list) == 0 {
+		fail(key, "is missing, expected a list of %s", strings.Join(signatureAlgorithms, ", "))
+	}
+	for i, a := range list {
+		fail.oneOf(fmt.Sprintf("%s[%d]", key, i), a, signatureAlgorithms...)
+	}
+}
+
+func (fail failFunc) address(key, v string) {
+	_, port, err := net.SplitHostPort(v)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		fail(key, "is %q, expected host:port", v)
+	}
+}
+
+func (fail failFunc) url(key, v string) {
+	if !fail.required(key, v) {
+		return
+	}
 	u, err := url.Parse(v)
 	switch {
-	case err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http"):
+	case err != nil || u.Hostname() == "" || (u.Scheme != "https" && u.Scheme != "http"):
 		fail(key, "is %q, expected an https URL", v)
 	case u.Scheme == "http" && !Loopback(u.Host):
 		fail(key, "is %q, expected https: plain http is for loopback only", v)
-	case u.RawQuery != "" || u.Fragment != "" || u.User != nil:
+	case u.User != nil || strings.ContainsAny(v, "?#"):
 		fail(key, "is %q, expected a URL without user, query and fragment", v)
 	}
 }

@@ -5,6 +5,7 @@
 package config
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -215,6 +216,15 @@ func Default() Config {
 	}
 }
 
+func (i *Issuer) setDefaults() { i.ClockLeeway = 30 * time.Second }
+
+func (m *Minter) setDefaults() { m.MaxTTL = 5 * time.Minute }
+
+func (c *CIBA) setDefaults() {
+	c.ClientAuth, c.LoginHint, c.Timeout = "client_secret_basic", "{sub}", 40*time.Second
+	c.BindingMessage = BindingMessage{MaxLength: 20, Charset: "portable"}
+}
+
 // Load reads and checks a file. File names in it are relative to its folder. The
 // error joins every *Error found.
 func Load(path string) (Config, error) {
@@ -222,14 +232,17 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, &Error{File: path, Text: "cannot be read: " + reason(err)}
 	}
+	return parse(path, data)
+}
+
+func parse(path string, data []byte) (Config, error) {
 	d := &decoder{file: path, lines: map[string]int{}}
 	cfg := Default()
-	d.decode(data, &cfg)
-	if len(d.errs) == 0 {
+	if d.decode(data, &cfg) {
 		cfg.fill(filepath.Dir(path))
 		cfg.check(d.failKey)
 	}
-	return cfg, errors.Join(d.errs...)
+	return cfg, d.err()
 }
 
 // Secret reads a file that holds one secret and drops the line end after it.
@@ -245,6 +258,23 @@ func Secret(path string) (string, error) {
 		return "", fmt.Errorf("read secret: %s is empty", path)
 	}
 	return string(b), nil
+}
+
+// rootKeySize is in bytes.
+const rootKeySize = 32
+
+// RootKey reads a file that holds the root key, 32 bytes in base64.
+func RootKey(path string) (key [rootKeySize]byte, err error) {
+	text, err := Secret(path)
+	if err != nil {
+		return key, err
+	}
+	raw, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(raw) != rootKeySize {
+		return key, fmt.Errorf("read secret: %s does not hold %d random bytes in base64 (make them with: head -c %d /dev/urandom | base64)",
+			path, rootKeySize, rootKeySize)
+	}
+	return [rootKeySize]byte(raw), nil
 }
 
 // reason drops the path that an *os.PathError repeats.

@@ -2,11 +2,13 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"encoding"
 	"errors"
 	"fmt"
 	"io"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,7 +20,7 @@ import (
 // Error is one thing that is wrong in a configuration file.
 type Error struct {
 	File string
-	Line int    // 1-based; 0 when the key is missing altogether
+	Line int    // of the key or, when that is missing, of what it is missing in; 0 for the whole file
 	Key  string // dotted path, such as issuers[0].audience
 	Text string
 }
@@ -40,7 +42,9 @@ func (e *Error) Error() string {
 type decoder struct {
 	file  string
 	lines map[string]int // key → line, for errors found after decoding
-	errs  []error
+	errs  []*Error
+
+	undecoded int // how many of errs were found while decoding
 }
 
 func (d *decoder) fail(line int, key, format string, args ...any) {
@@ -48,8 +52,14 @@ func (d *decoder) fail(line int, key, format string, args ...any) {
 }
 
 // failKey reports an error at the line where key, or the nearest parent of it,
-// stands.
+// stands. What could not be decoded has been reported already.
 func (d *decoder) failKey(key, format string, args ...any) {
+	for _, e := range d.errs[:d.undecoded] {
+		rest, within := strings.CutPrefix(key, e.Key)
+		if within && (rest == "" || rest[0] == '.' || rest[0] == '[') {
+			return
+		}
+	}
 	at := key
 	for at != "" && d.lines[at] == 0 {
 		at = at[:max(strings.LastIndexAny(at, ".["), 0)]
@@ -57,23 +67,55 @@ func (d *decoder) failKey(key, format string, args ...any) {
 	d.fail(d.lines[at], key, format, args...)
 }
 
-func (d *decoder) decode(data []byte, v any) {
-	var doc yaml.Node
-	dec := yaml.NewDecoder(bytes.NewReader(data))
-	if err := dec.Decode(&doc); err != nil {
-		if errors.Is(err, io.EOF) {
-			d.fail(0, "", "is empty")
-			return
-		}
-		d.fail(0, "", "%s", strings.TrimPrefix(err.Error(), "yaml: "))
-		return
+// err joins all errors in the order of their lines.
+func (d *decoder) err() error {
+	slices.SortStableFunc(d.errs, func(a, b *Error) int { return cmp.Compare(a.Line, b.Line) })
+	var errs []error
+	for _, e := range d.errs {
+		errs = append(errs, e)
 	}
-	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		d.fail(0, "", "holds more than one YAML document")
-		return
+	return errors.Join(errs...)
+}
+
+// decode reports whether the file is a tree at all, so that its values can be checked.
+func (d *decoder) decode(data []byte, v any) bool {
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	var doc, next yaml.Node
+	err := dec.Decode(&doc)
+	if err == nil {
+		if err = dec.Decode(&next); err == nil {
+			d.fail(next.Line, "", "holds a second YAML document, expected one")
+			return false
+		}
+	}
+	switch {
+	case !errors.Is(err, io.EOF):
+		line, text := syntaxError(err)
+		d.fail(line, "", "is not YAML: %s", text)
+		return false
+	case len(doc.Content) == 0:
+		d.fail(0, "", "is empty, expected a configuration such as docs/config.example.yaml")
+		return false
 	}
 	d.value(doc.Content[0], "", reflect.ValueOf(v).Elem())
+	d.undecoded = len(d.errs)
+	return doc.Content[0].Kind == yaml.MappingNode
 }
+
+var yamlLine = regexp.MustCompile(`^line (\d+): `)
+
+// syntaxError takes the line out of the yaml package's message.
+func syntaxError(err error) (line int, text string) {
+	text = strings.TrimPrefix(err.Error(), "yaml: ")
+	if m := yamlLine.FindStringSubmatch(text); m != nil {
+		line, _ = strconv.Atoi(m[1])
+		text = text[len(m[0]):]
+	}
+	return line, text
+}
+
+// defaulter sets defaults that Default can't, being inside a list or a map.
+type defaulter interface{ setDefaults() }
 
 var textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 
@@ -83,6 +125,11 @@ func (d *decoder) value(n *yaml.Node, key string, v reflect.Value) {
 		return
 	}
 	d.lines[key] = n.Line
+	if v.CanAddr() {
+		if e, ok := v.Addr().Interface().(defaulter); ok {
+			e.setDefaults()
+		}
+	}
 	switch {
 	case v.Type() == reflect.TypeFor[time.Duration]():
 		dur, err := time.ParseDuration(n.Value)
@@ -138,7 +185,8 @@ func (d *decoder) scalar(n *yaml.Node, key string, v reflect.Value) {
 		v.SetBool(b)
 	case reflect.Int:
 		i, err := strconv.ParseInt(n.Value, 10, 0)
-		if n.Tag != "!!int" || err != nil {
+		// 010 is eight to some readers, ten to others.
+		if n.Tag != "!!int" || err != nil || strconv.FormatInt(i, 10) != n.Value {
 			d.wrongType(n, key, "a whole number")
 			return
 		}
@@ -188,6 +236,10 @@ func (d *decoder) each(n *yaml.Node, key string, f func(k, v *yaml.Node, path st
 	seen := map[string]int{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k := n.Content[i]
+		if k.Kind != yaml.ScalarNode || k.Tag != "!!str" {
+			d.fail(k.Line, key, "has a key that is not a plain word")
+			continue
+		}
 		path := k.Value
 		if key != "" {
 			path = key + "." + k.Value
@@ -207,10 +259,21 @@ func (d *decoder) wrongType(n *yaml.Node, key, want string) {
 	case got != "":
 	case n.Tag == "!!null":
 		got = "nothing"
-	case n.Tag == "!!str":
+	case n.Tag == "!!str" && (want == "a list" || want == "a mapping"):
 		got = "a string"
+	case n.Tag == "!!str":
+		got = fmt.Sprintf("%q", clip(n.Value))
 	default:
-		got = n.Value
+		got = clip(n.Value)
 	}
 	d.fail(n.Line, key, "is %s, expected %s", got, want)
+}
+
+// clip keeps a message readable.
+func clip(s string) string {
+	const most = 40
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "…"
+	}
+	return s
 }

@@ -2,29 +2,35 @@ package identity
 
 import (
 	"context"
+	"crypto/rsa"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/go-jose/go-jose/v4"
-	"golang.org/x/sync/singleflight"
 )
 
 const (
 	fetchTimeout  = 5 * time.Second
 	fetchInterval = 30 * time.Second // least time between two fetches caused by tokens
 	refreshAfter  = 5 * time.Minute  // so that a removed key stops working
+	retryAfter    = time.Second      // after the first failure; doubled up to fetchInterval
 	maxDocument   = 1 << 20          // bytes of a discovery document or JWKS
+	minRSA        = 2048             // bits (RFC 7518 §3.3)
 )
 
 var errUnknownKey = errors.New("has a signature that no key of its issuer verifies")
+
+// errLimited is an errUnknownKey that a fetch might cure, were it not so soon after
+// the last. A stranger need not know the difference.
+var errLimited = fmt.Errorf("%w", errUnknownKey)
 
 // ErrKeysUnavailable says that a token can't be verified now: its issuer's keys
 // can't be fetched.
@@ -37,11 +43,12 @@ var ErrKeysUnavailable = errors.New("cannot be verified now: the keys of its iss
 type keySet struct {
 	algorithms []jose.SignatureAlgorithm
 	fetch      func(context.Context) ([]byte, error)
+	keys       atomic.Pointer[[]verificationKey]
 
-	keys  atomic.Pointer[[]verificationKey]
-	group singleflight.Group
-	mu    sync.Mutex
-	last  time.Time // of the last attempt to fetch
+	mu      sync.Mutex
+	asked   time.Time // when a token last caused a fetch
+	current *fetching
+	fetches sync.WaitGroup // for Run to wait for
 }
 
 type verificationKey struct {
@@ -49,11 +56,26 @@ type verificationKey struct {
 	ops []string // key_ops (RFC 7517 §4.3), which go-jose drops
 }
 
+// fetching is a fetch under way, for which any number of callers wait.
+type fetching struct {
+	done chan struct{} // closed once err is final
+	err  error
+}
+
+func (f *fetching) wait(ctx context.Context) error {
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // VerifySignature implements oidc.KeySet.
 func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
-	jws, err := jose.ParseSigned(token, k.algorithms)
-	if err != nil || len(jws.Signatures) != 1 {
-		return nil, errors.New("is malformed or of a refused algorithm")
+	jws, err := jose.ParseSignedCompact(token, k.algorithms)
+	if err != nil {
+		return nil, errors.New("is malformed")
 	}
 	payload, known := k.verify(jws)
 	if payload != nil {
@@ -62,13 +84,14 @@ func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 	if known {
 		return nil, errUnknownKey
 	}
-	if !k.mayFetch() {
+	f := k.start(ctx, true)
+	if f == nil {
 		if k.keys.Load() == nil {
 			return nil, ErrKeysUnavailable
 		}
-		return nil, errUnknownKey
+		return nil, errLimited
 	}
-	if err := k.refresh(ctx); err != nil {
+	if err := f.wait(ctx); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeysUnavailable, err)
 	}
 	if payload, _ := k.verify(jws); payload != nil {
@@ -104,52 +127,70 @@ func (k *keySet) verify(jws *jose.JSONWebSignature) (payload []byte, known bool)
 func (k verificationKey) usableFor(alg string) bool {
 	return (k.Use == "" || k.Use == "sig") &&
 		(k.Algorithm == "" || k.Algorithm == alg) &&
-		(len(k.ops) == 0 || slices.Contains(k.ops, "verify"))
+		(k.ops == nil || slices.Contains(k.ops, "verify"))
 }
 
-func (k *keySet) mayFetch() bool {
+// refresh fetches the keys, or waits for the fetch that is under way.
+func (k *keySet) refresh(ctx context.Context) error { return k.start(ctx, false).wait(ctx) }
+
+// start joins the fetch under way or begins one, which outlives a caller that
+// gives up. For a token it begins none, and returns nil, within fetchInterval of
+// the last that a token caused.
+func (k *keySet) start(ctx context.Context, forToken bool) *fetching {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if time.Since(k.last) < fetchInterval {
-		return false
+	if k.current != nil {
+		return k.current
 	}
-	k.last = time.Now()
-	return true
-}
-
-// refresh fetches the keys and keeps the old ones on any failure. Concurrent
-// callers share one fetch, which outlives a caller that gives up.
-func (k *keySet) refresh(ctx context.Context) error {
-	done := k.group.DoChan("", func() (any, error) {
+	if forToken {
+		if time.Since(k.asked) < fetchInterval {
+			return nil
+		}
+		k.asked = time.Now()
+	}
+	f := &fetching{done: make(chan struct{})}
+	k.current = f
+	k.fetches.Go(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
 		defer cancel()
-		data, err := k.fetch(ctx)
-		if err != nil {
-			return nil, err
-		}
-		keys, err := parseKeys(data)
-		if err != nil {
-			return nil, err
-		}
-		k.keys.Store(&keys)
-		return nil, nil
+		f.err = k.load(ctx)
+		k.mu.Lock()
+		k.current = nil
+		k.mu.Unlock()
+		close(f.done)
 	})
-	select {
-	case r := <-done:
-		return r.Err
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	return f
+}
+
+// load replaces the keys. Whatever is not a key set leaves the old ones; a set
+// without a usable key is believed, since this is how an issuer takes all back.
+func (k *keySet) load(ctx context.Context) error {
+	data, err := k.fetch(ctx)
+	if err != nil {
+		return err
 	}
+	keys, err := parseKeys(data)
+	if err != nil {
+		return err
+	}
+	k.keys.Store(&keys)
+	if len(keys) == 0 {
+		return errors.New("the key set has no usable public key")
+	}
+	return nil
 }
 
 // parseKeys reads a JWK set (RFC 7517 §5) and leaves out keys that it can't use:
-// symmetric, private, of unknown type.
+// symmetric, private, weak, of unknown type.
 func parseKeys(data []byte) ([]verificationKey, error) {
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
 	}
 	if err := json.Unmarshal(data, &set); err != nil {
 		return nil, fmt.Errorf("read key set: %w", err)
+	}
+	if set.Keys == nil {
+		return nil, errors.New("read key set: it has no keys member")
 	}
 	var keys []verificationKey
 	for _, raw := range set.Keys {
@@ -163,46 +204,77 @@ func parseKeys(data []byte) ([]verificationKey, error) {
 		if !key.Valid() || !key.IsPublic() {
 			continue
 		}
+		if r, ok := key.Key.(*rsa.PublicKey); ok && r.N.BitLen() < minRSA {
+			continue
+		}
 		key.ops = extra.Ops
 		keys = append(keys, key)
-	}
-	if len(keys) == 0 {
-		return nil, errors.New("read key set: it has no usable public key")
 	}
 	return keys, nil
 }
 
-// remoteKeys finds the key set by OpenID Connect discovery, once, and fetches it.
+// remoteKeys finds the key set by OpenID Connect discovery and fetches it. It
+// discovers anew each time: rarely enough, and an issuer may move its keys.
 func remoteKeys(issuer string, client *http.Client) func(context.Context) ([]byte, error) {
-	var uri atomic.Pointer[string]
 	return func(ctx context.Context) ([]byte, error) {
-		if uri.Load() == nil {
-			provider, err := oidc.NewProvider(oidc.ClientContext(ctx, client), issuer)
-			if err != nil {
-				return nil, fmt.Errorf("discover: %w", err)
-			}
-			var metadata struct {
-				URI string `json:"jwks_uri"`
-			}
-			if err := provider.Claims(&metadata); err != nil || metadata.URI == "" {
-				return nil, errors.New("discover: the metadata names no jwks_uri")
-			}
-			uri.Store(&metadata.URI)
+		var metadata struct {
+			JWKS string `json:"jwks_uri"`
 		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, *uri.Load(), nil)
+		if err := Discover(ctx, client, issuer, &metadata); err != nil {
+			return nil, err
+		}
+		if !Trustworthy(issuer, metadata.JWKS) {
+			return nil, errors.New("discover: the metadata names no https jwks_uri")
+		}
+		data, err := get(ctx, client, metadata.JWKS)
 		if err != nil {
 			return nil, fmt.Errorf("fetch key set: %w", err)
 		}
-		res, err := client.Do(req)
-		if err != nil {
-			return nil, fmt.Errorf("fetch key set: %w", err)
-		}
-		defer res.Body.Close()
-		if res.StatusCode != http.StatusOK {
-			return nil, fmt.Errorf("fetch key set: status %d", res.StatusCode)
-		}
-		return io.ReadAll(res.Body)
+		return data, nil
 	}
+}
+
+// Discover reads an issuer's metadata (OpenID Connect Discovery §4). Nothing of an
+// answer that is not its metadata shows in the error.
+func Discover(ctx context.Context, client *http.Client, issuer string, metadata any) error {
+	data, err := get(ctx, client, strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration")
+	if err != nil {
+		return fmt.Errorf("discover: %w", err)
+	}
+	var named struct {
+		Issuer string `json:"issuer"`
+	}
+	if err := errors.Join(json.Unmarshal(data, &named), json.Unmarshal(data, metadata)); err != nil {
+		return fmt.Errorf("discover: %w", err)
+	}
+	if named.Issuer != issuer {
+		return errors.New("discover: the metadata is of another issuer")
+	}
+	return nil
+}
+
+// Trustworthy reports whether an endpoint that an issuer's metadata names may be
+// called: by https, unless the issuer itself is plain http, which is for loopback.
+func Trustworthy(issuer, endpoint string) bool {
+	return strings.HasPrefix(endpoint, "https://") ||
+		strings.HasPrefix(issuer, "http://") && strings.HasPrefix(endpoint, "http://")
+}
+
+func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Accept", "application/json")
+	res, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s answers with status %d", url, res.StatusCode)
+	}
+	return io.ReadAll(res.Body)
 }
 
 // NewHTTPClient returns a client for talking to identity providers: it follows no

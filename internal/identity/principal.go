@@ -6,6 +6,7 @@ package identity
 import (
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Ref names a principal: a subject is unique only within its issuer.
@@ -61,20 +62,21 @@ func stringClaim(claims map[string]any, name string) string {
 }
 
 // audiences reads aud, a string or a list of strings (RFC 7519 §4.1.3).
-func audiences(claims map[string]any) []string {
+func audiences(claims map[string]any) (list []string, ok bool) {
 	switch v := claims["aud"].(type) {
 	case string:
-		return []string{v}
+		return []string{v}, true
 	case []any:
-		var out []string
 		for _, a := range v {
-			if s, ok := a.(string); ok {
-				out = append(out, s)
+			s, ok := a.(string)
+			if !ok {
+				return nil, false
 			}
+			list = append(list, s)
 		}
-		return out
+		return list, len(list) > 0
 	}
-	return nil
+	return nil, false
 }
 
 // actor reads sub of the outermost act or may_act (RFC 8693 §4.1, §4.4), which is
@@ -93,7 +95,12 @@ func actor(claims map[string]any, name, issuer string) (sub string, ok bool) {
 		return "", false
 	}
 	sub = stringClaim(m, "sub")
-	return sub, sub != "" && !strings.ContainsFunc(sub, isControl)
+	return sub, usable(sub)
 }
 
-func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
+// usable says that a name is short and visible enough to stand in a policy, a
+// log line or a prompt.
+func usable(name string) bool {
+	return name != "" && len(name) <= maxName &&
+		!strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
+}

@@ -12,8 +12,10 @@ import (
 	"github.com/writsec/writ/internal/strictjson"
 )
 
-// maxToken bounds a token before anything of it is parsed.
-const maxToken = 16 << 10
+const (
+	maxToken = 16 << 10 // bytes of a token, before anything of it is parsed
+	maxName  = 512      // bytes of a sub, client_id, jti
+)
 
 // tokenKind tells apart what RFC 8725 §3.11 demands to be told apart.
 type tokenKind int
@@ -27,6 +29,7 @@ const (
 // are of the very bytes that the signature is checked over.
 type parsed struct {
 	kind   tokenKind
+	alg    string
 	issuer string
 	claims map[string]any
 }
@@ -41,28 +44,35 @@ func parse(raw string) (parsed, error) {
 	if len(parts) != 3 {
 		return parsed{}, errors.New("is not a signed JWT in compact form")
 	}
-	header, err := segment(parts[0])
+	header, err := object(parts[0])
 	if err != nil {
-		return parsed{}, fmt.Errorf("header %w", err)
+		return parsed{}, fmt.Errorf("has a malformed header: %w", err)
 	}
 	// A key or an extension that the token brings along is never believed (RFC
 	// 8725 §3.10, RFC 7515 §4.1.11).
 	for _, name := range []string{"crit", "jwk", "jku", "x5u", "x5c", "b64", "zip"} {
 		if _, ok := header[name]; ok {
-			return parsed{}, fmt.Errorf("header has %s, which Writ refuses", name)
+			return parsed{}, fmt.Errorf("has %s in its header, which Writ refuses", name)
 		}
 	}
-	var p parsed
-	switch typ, present := header["typ"]; {
-	case !present || typ == "JWT" || typ == "jwt":
-		p.kind = idToken
-	case typ == "at+jwt" || typ == "application/at+jwt":
+	p := parsed{alg: stringClaim(header, "alg")}
+	typ, present := header["typ"]
+	switch mediaType(typ) {
+	case "at+jwt":
 		p.kind = accessToken
+	case "jwt":
+		p.kind = idToken
 	default:
-		return parsed{}, errors.New("is neither an access token (typ at+jwt) nor an ID token (typ JWT)")
+		if present {
+			return parsed{}, errors.New("is neither an access token (typ at+jwt) nor an ID token (typ JWT)")
+		}
+		p.kind = idToken
 	}
-	if p.claims, err = segment(parts[1]); err != nil {
-		return parsed{}, fmt.Errorf("payload %w", err)
+	if p.claims, err = object(parts[1]); err != nil {
+		return parsed{}, fmt.Errorf("has a malformed payload: %w", err)
+	}
+	if _, err := segment(parts[2]); err != nil {
+		return parsed{}, fmt.Errorf("has a malformed signature: %w", err)
 	}
 	if p.issuer = stringClaim(p.claims, "iss"); p.issuer == "" {
 		return parsed{}, errors.New("has no iss")
@@ -70,10 +80,26 @@ func parse(raw string) (parsed, error) {
 	return p, nil
 }
 
-func segment(s string) (map[string]any, error) {
+// mediaType compares by RFC 7515 §4.1.9: in any case, with or without the prefix.
+func mediaType(typ any) string {
+	s, _ := typ.(string)
+	return strings.TrimPrefix(strings.ToLower(s), "application/")
+}
+
+// segment decodes base64url in its one canonical form, so that a token has one
+// spelling. The decoder by itself skips line ends.
+func segment(s string) ([]byte, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil {
+	if err != nil || strings.ContainsAny(s, "\r\n") {
 		return nil, errors.New("is not base64url")
+	}
+	return b, nil
+}
+
+func object(s string) (map[string]any, error) {
+	b, err := segment(s)
+	if err != nil {
+		return nil, err
 	}
 	return strictjson.Object(b)
 }
@@ -83,7 +109,7 @@ func segment(s string) (map[string]any, error) {
 func checkTimes(claims map[string]any, now time.Time, leeway time.Duration) error {
 	exp, ok := timeClaim(claims, "exp")
 	if !ok {
-		return errors.New("has no exp")
+		return errors.New("has no usable exp")
 	}
 	if !now.Before(exp) {
 		return errors.New("is expired")
@@ -91,7 +117,7 @@ func checkTimes(claims map[string]any, now time.Time, leeway time.Duration) erro
 	if _, present := claims["nbf"]; present {
 		nbf, ok := timeClaim(claims, "nbf")
 		if !ok {
-			return errors.New("has a malformed nbf")
+			return errors.New("has no usable nbf")
 		}
 		if now.Add(leeway).Before(nbf) {
 			return errors.New("is not valid yet")
@@ -99,7 +125,7 @@ func checkTimes(claims map[string]any, now time.Time, leeway time.Duration) erro
 	}
 	iat, ok := timeClaim(claims, "iat")
 	if !ok {
-		return errors.New("has no iat")
+		return errors.New("has no usable iat")
 	}
 	if now.Add(leeway).Before(iat) {
 		return errors.New("was issued in the future")
@@ -123,42 +149,65 @@ func timeClaim(claims map[string]any, name string) (time.Time, bool) {
 // checkAccessToken holds a token to RFC 9068 §2.2 and §4.
 func checkAccessToken(claims map[string]any, audience string) error {
 	for _, name := range []string{"sub", "client_id", "jti"} {
-		if v := stringClaim(claims, name); v == "" || len(v) > 512 || strings.ContainsFunc(v, isControl) {
+		if !usable(stringClaim(claims, name)) {
 			return fmt.Errorf("has no usable %s", name)
 		}
 	}
-	if !slices.Contains(audiences(claims), audience) {
+	aud, ok := audiences(claims)
+	if !ok {
+		return errors.New("has no usable aud")
+	}
+	if !slices.Contains(aud, audience) {
 		return fmt.Errorf("is not meant for %s", audience)
 	}
-	if azp := stringClaim(claims, "azp"); azp != "" && azp != stringClaim(claims, "client_id") {
+	if azp, present := claims["azp"]; present && azp != claims["client_id"] {
 		return errors.New("has azp and client_id that differ")
 	}
-	if _, ok := claims["cnf"]; ok {
-		return errors.New("is bound to a key (cnf), and this Writ can't check the proof")
-	}
-	return nil
+	return checkUnbound(claims)
 }
 
 // checkIDToken holds a token to OpenID Connect Core §3.1.3.7 for one of clients,
 // and returns that client.
 func checkIDToken(claims map[string]any, clients []string) (client string, err error) {
-	if v := stringClaim(claims, "sub"); v == "" || len(v) > 255 || strings.ContainsFunc(v, isControl) {
+	if !usable(stringClaim(claims, "sub")) {
 		return "", errors.New("has no usable sub")
-	}
-	aud := audiences(claims)
-	client = stringClaim(claims, "azp")
-	if client == "" {
-		if len(aud) != 1 {
-			return "", errors.New("has several audiences and no azp")
-		}
-		client = aud[0]
-	}
-	if !slices.Contains(clients, client) || !slices.Contains(aud, client) {
-		return "", errors.New("is an ID token of a client that Writ does not know")
 	}
 	// A logout token must never pass for an ID token (Back-Channel Logout §2.4).
 	if _, ok := claims["events"]; ok {
 		return "", errors.New("is a security event, not an ID token")
 	}
-	return client, nil
+	// Nor must an access token of an issuer that knows no at+jwt: these have a
+	// scope, Keycloak's have a claim typ of their own (RFC 8725 §3.12).
+	_, scope := claims["scope"]
+	_, scp := claims["scp"]
+	typ, typed := claims["typ"]
+	if scope || scp || (typed && typ != "ID") {
+		return "", errors.New("is not an ID token, though its header lets it seem one")
+	}
+	aud, ok := audiences(claims)
+	if !ok {
+		return "", errors.New("has no usable aud")
+	}
+	switch azp, present := claims["azp"]; {
+	case present:
+		client, _ = azp.(string)
+	case len(aud) > 1:
+		return "", errors.New("has several audiences and no azp")
+	default:
+		client = aud[0]
+	}
+	unknown := func(a string) bool { return !slices.Contains(clients, a) }
+	if !slices.Contains(aud, client) || slices.ContainsFunc(aud, unknown) {
+		return "", errors.New("is an ID token of a client that Writ does not know")
+	}
+	return client, checkUnbound(claims)
+}
+
+// checkUnbound refuses a token that is good only with a proof of its key (RFC
+// 7800), as long as Writ can't check one.
+func checkUnbound(claims map[string]any) error {
+	if _, ok := claims["cnf"]; ok {
+		return errors.New("is bound to a key (cnf), and this Writ can't check the proof")
+	}
+	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
@@ -28,6 +29,8 @@ type Issuer struct {
 	Audience string
 	// Algorithms is the JWS allow-list.
 	Algorithms []string
+	// IDTokenAlgorithms is that of its ID tokens, where it differs.
+	IDTokenAlgorithms []string
 	// JWKSFile, when set, replaces discovery.
 	JWKSFile string
 	// IDTokenClients are the clients whose ID tokens are believed as subject_token.
@@ -68,7 +71,10 @@ func New(cfg Config) (*Verifier, error) {
 				return nil, fmt.Errorf("issuer %s: %w", is.URL, err)
 			}
 		}
-		for _, a := range is.Algorithms {
+		if len(is.IDTokenAlgorithms) == 0 {
+			is.IDTokenAlgorithms = is.Algorithms
+		}
+		for _, a := range slices.Concat(is.Algorithms, is.IDTokenAlgorithms) {
 			keys.algorithms = append(keys.algorithms, jose.SignatureAlgorithm(a))
 		}
 		v.issuers[is.URL] = &issuer{is, keys}
@@ -80,12 +86,15 @@ func New(cfg Config) (*Verifier, error) {
 func (v *Verifier) Run(ctx context.Context) error {
 	var g errgroup.Group
 	for _, is := range v.issuers {
+		defer is.keys.fetches.Wait()
 		g.Go(func() error {
-			for {
+			for retry := retryAfter; ; {
 				wait := refreshAfter
-				if err := is.keys.refresh(ctx); err != nil && ctx.Err() == nil {
+				if err := is.keys.refresh(ctx); err == nil {
+					retry = retryAfter
+				} else if ctx.Err() == nil {
 					v.log.WarnContext(ctx, "issuer keys not refreshed", "issuer", is.URL, "error", err)
-					wait = fetchInterval
+					wait, retry = retry, min(2*retry, fetchInterval)
 				}
 				select {
 				case <-ctx.Done():
@@ -107,6 +116,21 @@ type verified struct {
 }
 
 func (v *Verifier) verify(ctx context.Context, raw string) (verified, error) {
+	t, err := v.authenticate(ctx, raw)
+	if err != nil {
+		return verified{}, err
+	}
+	if t.kind == accessToken {
+		t.client = stringClaim(t.claims, "client_id")
+		return t, checkAccessToken(t.claims, t.Audience)
+	}
+	t.client, err = checkIDToken(t.claims, t.IDTokenClients)
+	return t, err
+}
+
+// authenticate verifies issuer, signature and times. For whom the token is and
+// what it says is left to the checks of its kind.
+func (v *Verifier) authenticate(ctx context.Context, raw string) (verified, error) {
 	p, err := parse(raw)
 	if err != nil {
 		return verified{}, err
@@ -115,41 +139,39 @@ func (v *Verifier) verify(ctx context.Context, raw string) (verified, error) {
 	if !ok {
 		return verified{}, errors.New("is of an issuer that Writ does not know")
 	}
-	if err := v.verifySignature(ctx, is, raw); err != nil {
+	if err := v.verifySignature(ctx, is, p, raw); err != nil {
 		return verified{}, err
 	}
-	out := verified{issuer: is, kind: p.kind, claims: p.claims}
 	if err := checkTimes(p.claims, v.now(), is.Leeway); err != nil {
 		return verified{}, err
 	}
-	if p.kind == accessToken {
-		out.client = stringClaim(p.claims, "client_id")
-		return out, checkAccessToken(p.claims, is.Audience)
-	}
-	out.client, err = checkIDToken(p.claims, is.IDTokenClients)
-	return out, err
+	return verified{issuer: is, kind: p.kind, claims: p.claims}, nil
 }
 
-// verifySignature checks signature, algorithm, issuer and exp. What go-oidc leaves
-// to its caller, the functions in token.go check.
-func (v *Verifier) verifySignature(ctx context.Context, is *issuer, raw string) error {
+// verifySignature checks signature, algorithm and issuer. What go-oidc leaves to
+// its caller, or checks with a leeway of its own, the functions in token.go check.
+func (v *Verifier) verifySignature(ctx context.Context, is *issuer, p parsed, raw string) error {
+	algorithms := is.Algorithms
+	if p.kind == idToken {
+		algorithms = is.IDTokenAlgorithms
+	}
+	if !slices.Contains(algorithms, p.alg) {
+		return errors.New("is signed by an algorithm that its issuer may not use")
+	}
 	keys := &remembering{keySet: is.keys}
 	_, err := oidc.NewVerifier(is.URL, keys, &oidc.Config{
+		SupportedSigningAlgs: algorithms,
 		SkipClientIDCheck:    true, // audiences are checked by token kind
-		SupportedSigningAlgs: is.Algorithms,
-		Now:                  v.now,
+		SkipExpiryCheck:      true, // checkTimes is stricter
 	}).Verify(ctx, raw)
 	switch {
-	case err == nil:
-		return nil
 	case keys.err != nil:
 		v.log.InfoContext(ctx, "token not verified", "issuer", is.URL, "error", keys.err)
 		return keys.err
+	case err != nil:
+		return errors.New("is signed, but its claims are malformed")
 	}
-	if _, expired := errors.AsType[*oidc.TokenExpiredError](err); expired {
-		return errors.New("is expired")
-	}
-	return errors.New("cannot be verified")
+	return nil
 }
 
 // remembering keeps the error of a key set, whose chain go-oidc cuts.
@@ -166,22 +188,20 @@ func (r *remembering) VerifySignature(ctx context.Context, token string) (payloa
 // IDToken verifies an ID token that an issuer gave to Writ itself, as its client,
 // in answer to a request of Writ's own. ErrKeysUnavailable is not final.
 func (v *Verifier) IDToken(ctx context.Context, issuerURL, client, raw string) (map[string]any, error) {
-	p, err := parse(raw)
+	t, err := v.authenticate(ctx, raw)
+	if errors.Is(err, errLimited) {
+		return nil, ErrKeysUnavailable // an answer to Writ must not fail for what strangers sent
+	}
 	if err != nil {
 		return nil, err
 	}
-	is, ok := v.issuers[issuerURL]
-	if !ok || p.issuer != issuerURL || p.kind != idToken {
+	if t.URL != issuerURL || t.kind != idToken {
 		return nil, errors.New("is not an ID token of the issuer that was asked")
 	}
-	if err := v.verifySignature(ctx, is, raw); err != nil {
+	if _, err := checkIDToken(t.claims, []string{client}); err != nil {
 		return nil, err
 	}
-	if err := checkTimes(p.claims, v.now(), is.Leeway); err != nil {
-		return nil, err
-	}
-	_, err = checkIDToken(p.claims, []string{client})
-	return p.claims, err
+	return t.claims, nil
 }
 
 // Caller verifies the tokens of an agent's request and that they belong together.
@@ -212,25 +232,24 @@ func (v *Verifier) Caller(ctx context.Context, bearer, subject string) (Caller, 
 }
 
 // split reads agent and user out of one access token: sub is the user, act.sub or
-// else the client is the agent. A token whose sub is its client, or its actor,
+// else the client is the agent. A token without act whose sub is its client
 // speaks for the agent alone.
 func (t verified) split() (agent Principal, user *Principal, err error) {
 	act, ok := actor(t.claims, "act", t.URL)
 	if !ok {
 		return Principal{}, nil, errors.New("has an act that names no actor of its issuer")
 	}
-	id := act
-	if id == "" {
-		id = t.client
-	}
 	if !t.Agent {
 		return Principal{}, nil, errors.New("is of an issuer that may not speak for agents")
 	}
 	sub := stringClaim(t.claims, "sub")
-	agent = Principal{Ref: Ref{t.URL, id}, Claims: map[string]any{}}
-	if sub == t.client || sub == id {
-		if act != "" && act != sub {
-			return Principal{}, nil, errors.New("has an actor but no user: its sub is its client")
+	agent = Principal{Ref: Ref{t.URL, t.client}, Claims: map[string]any{}}
+	if act != "" {
+		agent.ID = act
+	}
+	if sub == t.client || sub == act {
+		if act != "" {
+			return Principal{}, nil, errors.New("has an actor but no user: its sub is its client or its actor")
 		}
 		agent.Claims = t.claims
 		return agent, nil, nil

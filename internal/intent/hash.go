@@ -4,7 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -25,10 +27,10 @@ type Act struct {
 // Members that are absent count as empty objects, so that leaving one out and
 // sending {} is the same act. Purpose is left out: rewording it changes nothing.
 func (a Act) Hash() (string, error) {
-	data, err := json.Marshal(map[string]any{
-		"v":          1,
-		"user":       a.User,
-		"agent":      a.Agent,
+	members := map[string]any{
+		"v":          json.Number("1"),
+		"user":       ref(a.User),
+		"agent":      ref(a.Agent),
 		"session":    a.Session,
 		"action":     a.Intent.Action,
 		"parameters": orEmpty(a.Intent.Parameters),
@@ -36,7 +38,11 @@ func (a Act) Hash() (string, error) {
 			"type": a.Resource.Type, "id": a.Resource.ID, "properties": orEmpty(a.Resource.Properties),
 		},
 		"context": orEmpty(a.Context),
-	})
+	}
+	if err := exact(members); err != nil {
+		return "", fmt.Errorf("hash intent: %w", err)
+	}
+	data, err := json.Marshal(members)
 	if err != nil {
 		return "", fmt.Errorf("hash intent: %w", err)
 	}
@@ -53,4 +59,45 @@ func orEmpty(m map[string]any) map[string]any {
 		return map[string]any{}
 	}
 	return m
+}
+
+func ref(r identity.Ref) map[string]any { return map[string]any{"iss": r.Issuer, "sub": r.ID} }
+
+// exact refuses what the encoders below would change without a word, so that two
+// acts never share a hash: text that is not UTF-8 and numbers that are not in
+// canonical form already. Requests have been held to that by strictjson.
+func exact(v any) error {
+	switch v := v.(type) {
+	case nil, bool:
+		return nil
+	case string:
+		if !utf8.ValidString(v) {
+			return errors.New("a string is not UTF-8")
+		}
+		return nil
+	case json.Number:
+		n := jsontext.Value(v)
+		if err := n.Canonicalize(); err != nil || string(n) != string(v) {
+			return errors.New("a number is not in canonical form")
+		}
+		return nil
+	case []any:
+		for _, e := range v {
+			if err := exact(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	case map[string]any:
+		for name, e := range v {
+			if err := exact(name); err != nil {
+				return err
+			}
+			if err := exact(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return fmt.Errorf("a value is a %T, which JSON does not have", v)
 }

@@ -63,10 +63,16 @@ func (r Resource) Check() error {
 		return fault.Invalid("/resource/type", "expected letters, digits and _.:- starting with a letter, at most %d characters", maxName)
 	case r.ID == "":
 		return fault.Invalid("/resource/id", "is missing")
-	case len(r.ID) > maxID || strings.ContainsFunc(r.ID, unreadable):
-		return fault.Invalid("/resource/id", "expected at most %d bytes of visible text", maxID)
+	case len(r.ID) > maxID || strings.ContainsFunc(r.ID, unreadable) || strings.TrimSpace(r.ID) != r.ID:
+		return fault.Invalid("/resource/id", "expected at most %d bytes of visible text, without space around it", maxID)
 	}
 	return nil
 }
 
-func unreadable(c rune) bool { return c == utf8.RuneError || !unicode.IsPrint(c) }
+// unreadable says that a character leaves no trace on a screen, or moves others.
+// Some of these count as letters or marks: fillers, joiners, variation selectors.
+func unreadable(c rune) bool {
+	const brailleBlank = '\u2800'
+	return c == utf8.RuneError || c == brailleBlank || !unicode.IsPrint(c) ||
+		unicode.In(c, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
+}

@@ -60,12 +60,12 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, e
 	}()
 	metrics := telemetry.NewMetrics()
 
-	root, err := sqlstore.ReadRootKey(cfg.RootKeyFile)
+	root, err := config.RootKey(cfg.RootKeyFile)
 	if err != nil {
 		return nil, err
 	}
 	s.store, err = sqlstore.Open(ctx, sqlstore.Config{
-		Path: strings.TrimPrefix(cfg.Store, "sqlite:"), Root: root, Now: time.Now, Logger: log,
+		Path: strings.TrimPrefix(cfg.Store, "sqlite:"), Root: sqlstore.RootKey(root), Now: time.Now, Logger: log,
 	})
 	if err != nil {
 		return nil, err
@@ -257,6 +257,9 @@ func newIdentity(issuers []config.Issuer, log *slog.Logger) (*identity.Verifier,
 			case config.Operator:
 				out.Operator = true
 			}
+		}
+		if is.CIBA != nil {
+			out.IDTokenAlgorithms = is.CIBA.Algorithms
 		}
 		if is.Operator != nil {
 			out.Operators = identity.Operators(*is.Operator)

@@ -5,13 +5,10 @@ import (
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"strings"
 )
 
 // rootKeySize is in bytes.
@@ -19,22 +16,6 @@ const rootKeySize = 32
 
 // RootKey is the key that every other key and every encrypted column is under.
 type RootKey [rootKeySize]byte
-
-// ReadRootKey reads a file with 32 bytes in base64.
-func ReadRootKey(path string) (RootKey, error) {
-	var k RootKey
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return k, fmt.Errorf("read root key: %w", err)
-	}
-	raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(text)))
-	if err != nil || len(raw) != rootKeySize {
-		return k, fmt.Errorf("read root key: %s must hold %d random bytes in base64 (make one with: head -c %d /dev/urandom | base64)",
-			path, rootKeySize, rootKeySize)
-	}
-	copy(k[:], raw)
-	return k, nil
-}
 
 // Format keeps the key out of anything that package fmt writes.
 func (RootKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[root key]") }

@@ -91,7 +91,7 @@ func TestDecodeBoundsThePointer(t *testing.T) {
 		"long name":   `{"` + strings.Repeat("x", 60_000) + `":1}`,
 		"long nested": `{"free":{"` + strings.Repeat("x", 60_000) + `":1e400}}`,
 	} {
-		f, ok := strictjson.Decode([]byte(in), &b).(*fault.Error)
+		f, ok := errors.AsType[*fault.Error](strictjson.Decode([]byte(in), &b))
 		if !ok || len(f.Fields) != 1 || len(f.Error()) > 1000 {
 			t.Errorf("%s: not refused, or repeated", name)
 		}

@@ -247,7 +247,7 @@ func TestAnotherRootKey(t *testing.T) {
 	}
 	w.write("root.key", "too short\n")
 	code, _, stderr = command(t, "serve", "--config", w.path("writ.yaml"))
-	if code == 0 || !strings.Contains(stderr, "32 random bytes") {
+	if code != 2 || !strings.Contains(stderr, "root_key_file") || !strings.Contains(stderr, "32 random bytes") {
 		t.Errorf("ended with %d: %s", code, stderr)
 	}
 }
