@@ -183,7 +183,7 @@ func (c *Client) Verify(ctx context.Context, answer []byte, want approval.Expect
 	if hash, present := claims["at_hash"]; present && !accessTokenHashed(t.ID, t.Access, hash) {
 		return approval.Evidence{}, errors.New("at_hash does not fit the access token")
 	}
-	if iat, ok := moment(claims, "iat"); !ok || iat.Before(want.NotBefore.Add(-freshness)) {
+	if iat, ok := identity.TimeClaim(claims, "iat"); !ok || iat.Before(want.NotBefore.Add(-freshness)) {
 		return approval.Evidence{}, errors.New("the ID token is older than the request")
 	}
 	e := approval.Evidence{ACR: text("acr")}
@@ -197,20 +197,8 @@ func (c *Client) Verify(ctx context.Context, answer []byte, want approval.Expect
 			}
 		}
 	}
-	e.AuthTime, _ = moment(claims, "auth_time")
+	e.AuthTime, _ = identity.TimeClaim(claims, "auth_time")
 	return e, nil
-}
-
-func moment(claims map[string]any, name string) (time.Time, bool) {
-	n, ok := claims[name].(json.Number)
-	if !ok {
-		return time.Time{}, false
-	}
-	f, err := n.Float64()
-	if err != nil || f <= 0 || f > 1<<40 {
-		return time.Time{}, false
-	}
-	return time.Unix(int64(f), 0).UTC(), true
 }
 
 // accessTokenHashed checks at_hash (OpenID Connect Core §3.1.3.6). The ID token is

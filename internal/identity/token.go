@@ -107,7 +107,7 @@ func object(s string) (map[string]any, error) {
 // checkTimes holds exp, nbf and iat to now. exp gets no leeway: a token is never
 // good for longer than its issuer said.
 func checkTimes(claims map[string]any, now time.Time, leeway time.Duration) error {
-	exp, ok := timeClaim(claims, "exp")
+	exp, ok := TimeClaim(claims, "exp")
 	if !ok {
 		return errors.New("has no usable exp")
 	}
@@ -115,7 +115,7 @@ func checkTimes(claims map[string]any, now time.Time, leeway time.Duration) erro
 		return errors.New("is expired")
 	}
 	if _, present := claims["nbf"]; present {
-		nbf, ok := timeClaim(claims, "nbf")
+		nbf, ok := TimeClaim(claims, "nbf")
 		if !ok {
 			return errors.New("has no usable nbf")
 		}
@@ -123,7 +123,7 @@ func checkTimes(claims map[string]any, now time.Time, leeway time.Duration) erro
 			return errors.New("is not valid yet")
 		}
 	}
-	iat, ok := timeClaim(claims, "iat")
+	iat, ok := TimeClaim(claims, "iat")
 	if !ok {
 		return errors.New("has no usable iat")
 	}
@@ -133,8 +133,8 @@ func checkTimes(claims map[string]any, now time.Time, leeway time.Duration) erro
 	return nil
 }
 
-// timeClaim reads a NumericDate (RFC 7519 §2) of a sane size.
-func timeClaim(claims map[string]any, name string) (time.Time, bool) {
+// TimeClaim reads a NumericDate (RFC 7519 §2) of a sane size.
+func TimeClaim(claims map[string]any, name string) (time.Time, bool) {
 	n, ok := claims[name].(json.Number)
 	if !ok {
 		return time.Time{}, false
@@ -143,7 +143,7 @@ func timeClaim(claims map[string]any, name string) (time.Time, bool) {
 	if err != nil || f <= 0 || f > 1<<40 {
 		return time.Time{}, false
 	}
-	return time.UnixMicro(int64(f * 1e6)), true
+	return time.UnixMicro(int64(f * 1e6)).UTC(), true
 }
 
 // checkAccessToken holds a token to RFC 9068 §2.2 and §4.
