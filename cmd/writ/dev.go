@@ -34,7 +34,7 @@ func (d *devCmd) Run(ctx context.Context) error {
 		Logger: telemetry.NewTextLogger(os.Stderr, level),
 	})
 	if err != nil {
-		return err
+		return unlessStopped(ctx, err)
 	}
 	fmt.Printf(devText, w.URL, w.Server.OpsAddr(), w.IDP.Issuer(), w.IDP.PhoneURL(), near(d.Dir), near(w.Policies),
 		w.URL, w.IDP.Issuer(),

@@ -34,7 +34,7 @@ func run() (exit int) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var c cli
-	parser := kong.Must(&c, kong.Name("writ"), kong.UsageOnError(),
+	parser := kong.Must(&c, kong.Name("writ"),
 		kong.Description("Writ is a decision point for AI agents: it decides by policy, asks a human where that is due, and mints the credential for just that action."),
 		kong.BindTo(ctx, (*context.Context)(nil)))
 	k, err := parser.Parse(os.Args[1:])
@@ -43,9 +43,6 @@ func run() (exit int) {
 		return exitUsage
 	}
 	if err := k.Run(); err != nil {
-		if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-			return 0 // told to stop before it ran
-		}
 		fmt.Fprintln(os.Stderr, "writ:", err)
 		if _, bad := errors.AsType[*config.Error](err); bad {
 			return exitUsage
@@ -70,9 +67,17 @@ func (s *serveCmd) Run(ctx context.Context) error {
 	}
 	srv, err := server.New(ctx, cfg, telemetry.NewLogger(os.Stdout, level))
 	if err != nil {
-		return err
+		return unlessStopped(ctx, err)
 	}
 	return srv.Run(ctx)
+}
+
+// unlessStopped drops the error of a start that was told to stop.
+func unlessStopped(ctx context.Context, err error) error {
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 type versionCmd struct{}

@@ -68,6 +68,8 @@ type Approval struct {
 	// they are erased at the end.
 	AuthReqID string
 	Answer    []byte
+	// Damaged says that they don't open any more. Such a prompt can only be closed.
+	Damaged bool
 
 	// What the verified answer says about the yes.
 	ACR      string
@@ -130,8 +132,9 @@ type Tx interface {
 	// UpdateApproval stores a if the row is still at a.Version, and increments it;
 	// otherwise ErrStale.
 	UpdateApproval(ctx context.Context, a *Approval) error
-	// OpenApproval finds the open prompt to this person about this act.
-	OpenApproval(ctx context.Context, hash string, approver identity.Ref) (Approval, bool, error)
+	// JoinableApproval finds the prompt to this person about this act that is open, or
+	// approved and still good, unless it is the one named.
+	JoinableApproval(ctx context.Context, hash string, approver identity.Ref, except string) (Approval, bool, error)
 	// CountOpenApprovals counts the open prompts to this person.
 	CountOpenApprovals(ctx context.Context, approver identity.Ref) (int, error)
 	// SessionApprovals lists the session's approvals that are open or approved.
@@ -176,12 +179,15 @@ type Opening struct {
 	Agent      identity.Ref
 	IntentHash string
 	MaxPending int
+	// Unmet is the approval that the request rests on, if policy asks for another.
+	Unmet string
 }
 
 // Open records a prompt, which a worker then sends. If this person is being asked
-// about this very act already, that prompt is joined instead.
+// about this very act already, or has said yes and nobody used it yet, that prompt
+// is joined instead.
 func Open(ctx context.Context, tx Tx, o Opening) (Approval, error) {
-	if a, found, err := tx.OpenApproval(ctx, o.IntentHash, o.Plan.ApproverRef); found || err != nil {
+	if a, found, err := tx.JoinableApproval(ctx, o.IntentHash, o.Plan.ApproverRef, o.Unmet); found || err != nil {
 		return a, err
 	}
 	n, err := tx.CountOpenApprovals(ctx, o.Plan.ApproverRef)
@@ -228,6 +234,10 @@ func Consume(ctx context.Context, tx Tx, a Approval, decision string) error {
 
 // Close ends an approval in the state given; what the provider sent is erased.
 func Close(ctx context.Context, tx Tx, a *Approval, end State, reason string) error {
+	return closeBy(ctx, tx, a, end, reason, identity.Ref{})
+}
+
+func closeBy(ctx context.Context, tx Tx, a *Approval, end State, reason string, operator identity.Ref) error {
 	a.State, a.Reason = end, reason
 	a.AuthReqID, a.Answer, a.Polling = "", nil, false
 	if err := tx.UpdateApproval(ctx, a); err != nil {
@@ -238,18 +248,20 @@ func Close(ctx context.Context, tx Tx, a *Approval, end State, reason string) er
 	if reason != "" {
 		detail["reason"] = reason
 	}
-	return record(ctx, tx, *a, audit.ApprovalClosed, detail)
+	return audit.Append(ctx, tx, audit.Entry{
+		Kind: audit.ApprovalClosed, Session: a.Session, Approval: a.ID, User: a.User, Agent: a.Agent, Operator: operator, Detail: detail,
+	})
 }
 
 // CancelAll ends what a session still has open or unused, and says how many that
 // were.
-func CancelAll(ctx context.Context, tx Tx, session, reason string) (int, error) {
+func CancelAll(ctx context.Context, tx Tx, session, reason string, operator identity.Ref) (int, error) {
 	as, err := tx.SessionApprovals(ctx, session)
 	if err != nil {
 		return 0, err
 	}
 	for i := range as {
-		if err := Close(ctx, tx, &as[i], Cancelled, reason); err != nil {
+		if err := closeBy(ctx, tx, &as[i], Cancelled, reason, operator); err != nil {
 			return 0, err
 		}
 	}
@@ -263,7 +275,7 @@ func Find(ctx context.Context, tx Tx, approvalID string, c identity.Caller) (App
 		return Approval{}, notFound()
 	}
 	a, err := tx.Approval(ctx, approvalID)
-	if err == nil && (a.Agent != c.Agent.Ref || (c.User != nil && a.User != c.User.Ref)) {
+	if fault.Is(err, fault.NotFound) || err == nil && (a.Agent != c.Agent.Ref || (c.User != nil && a.User != c.User.Ref)) {
 		return Approval{}, notFound()
 	}
 	return a, err

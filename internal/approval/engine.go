@@ -117,6 +117,8 @@ func (e *Engine) begin(ctx context.Context, tx Tx, a *Approval) error {
 	_, configured := e.cfg.Providers[a.ApproverRef.Issuer]
 	overdue := !now.Before(a.ExpiresAt)
 	switch {
+	case a.Damaged:
+		return Close(ctx, tx, a, Failed, "what was stored of it does not open")
 	case a.State == Requesting: // due again, so whoever sent it is gone
 		return Close(ctx, tx, a, StartUnknown, "interrupted while the provider was asked")
 	case a.State == Approved: // due at its deadline only
@@ -137,7 +139,10 @@ func (e *Engine) begin(ctx context.Context, tx Tx, a *Approval) error {
 		a.Polling, a.PolledAt = true, now
 	}
 	a.DueAt = now.Add(e.claimTime())
-	return tx.UpdateApproval(ctx, a)
+	if err := tx.UpdateApproval(ctx, a); err != nil || a.State != Requesting {
+		return err
+	}
+	return record(ctx, tx, *a, audit.ApprovalAsking, map[string]any{"provider": a.ApproverRef.Issuer})
 }
 
 // carry makes the call that a claimed prompt is up to.
@@ -210,7 +215,10 @@ func (e *Engine) poll(ctx context.Context, a Approval, p Provider) error {
 		case PollAnswered:
 			a.State, a.Answer, a.Failures = Redeemed, r.Answer, 0
 			a.DueAt = tx.Now().Add(e.claimTime())
-			return tx.UpdateApproval(ctx, a)
+			if err := tx.UpdateApproval(ctx, a); err != nil {
+				return err
+			}
+			return record(ctx, tx, *a, audit.ApprovalAnswered, nil)
 		case PollDenied:
 			return Close(ctx, tx, a, Denied, "")
 		case PollExpired:

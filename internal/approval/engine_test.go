@@ -43,7 +43,7 @@ func TestYesIsApprovedOnceAndRecorded(t *testing.T) {
 		if !cmp.Equal(w.idp.discarded, []string{"tokens"}) {
 			t.Errorf("discarded %q, want the tokens once", w.idp.discarded)
 		}
-		wantAudit(w, a.ID, audit.ApprovalOpened, audit.ApprovalPrompted, audit.ApprovalApproved)
+		wantAudit(w, a.ID, audit.ApprovalOpened, audit.ApprovalAsking, audit.ApprovalPrompted, audit.ApprovalAnswered, audit.ApprovalApproved)
 	})
 }
 
@@ -235,7 +235,7 @@ func TestStartOutcomes(t *testing.T) {
 				if s, n := w.idp.count("start"), w.idp.count("poll"); s != 1 || n != 0 {
 					t.Errorf("%d starts and %d polls, want 1 and 0", s, n)
 				}
-				wantAudit(w, a.ID, audit.ApprovalOpened, audit.ApprovalClosed)
+				wantAudit(w, a.ID, audit.ApprovalOpened, audit.ApprovalAsking, audit.ApprovalClosed)
 			})
 		})
 	}
@@ -328,7 +328,7 @@ func TestPollOutcomes(t *testing.T) {
 				if n := w.idp.count("start"); n != 1 {
 					t.Errorf("%d prompts", n)
 				}
-				wantAudit(w, a.ID, audit.ApprovalOpened, audit.ApprovalPrompted, audit.ApprovalClosed)
+				wantAudit(w, a.ID, audit.ApprovalOpened, audit.ApprovalAsking, audit.ApprovalPrompted, audit.ApprovalClosed)
 			})
 		})
 	}
@@ -433,7 +433,7 @@ func TestLateYesIsRefused(t *testing.T) {
 		},
 		"session ended": func(w *world, _ *process, _ string) {
 			r := revocation.Revoker{Store: sqlstore.For[revocation.Tx](w.store), Metrics: telemetry.NewMetrics()}
-			if _, _, err := r.EndSession(w.ctx, caller, w.session.ID); err != nil {
+			if _, err := r.EndSession(w.ctx, caller, w.session.ID); err != nil {
 				t.Error(err)
 			}
 		},
@@ -850,7 +850,7 @@ func TestWithdraw(t *testing.T) {
 		first := w.ask(5 * time.Minute)
 		withdraw(first.ID, approval.Cancelled)
 		withdraw(first.ID, approval.Cancelled) // again: nothing changes
-		wantAudit(w, first.ID, audit.ApprovalOpened, audit.ApprovalClosed)
+		wantAudit(w, first.ID, audit.ApprovalOpened, audit.ApprovalAsking, audit.ApprovalClosed)
 
 		unused := w.ask(5 * time.Minute)
 		time.Sleep(10 * time.Second)
@@ -928,7 +928,7 @@ func TestConsume(t *testing.T) {
 		if err := consume(a); !errors.Is(err, approval.ErrStale) {
 			t.Errorf("consumed twice: %v", err)
 		}
-		wantAudit(w, a.ID, audit.ApprovalOpened, audit.ApprovalPrompted, audit.ApprovalApproved, audit.ApprovalConsumed)
+		wantAudit(w, a.ID, audit.ApprovalOpened, audit.ApprovalAsking, audit.ApprovalPrompted, audit.ApprovalAnswered, audit.ApprovalApproved, audit.ApprovalConsumed)
 		time.Sleep(time.Until(late.ExpiresAt))
 		if _, _, ok := late.Usable(time.Now(), late.IntentHash); ok {
 			t.Error("usable at its deadline")

@@ -25,7 +25,9 @@ const (
 	DecisionReissued    Kind = "decision.reissued" // a retry got a new secret for the same decision
 
 	ApprovalOpened   Kind = "approval.opened"   // recorded, the person not asked yet
+	ApprovalAsking   Kind = "approval.asking"   // about to ask the provider
 	ApprovalPrompted Kind = "approval.prompted" // the provider took the prompt
+	ApprovalAnswered Kind = "approval.answered" // tokens came, not verified yet
 	ApprovalApproved Kind = "approval.approved"
 	ApprovalConsumed Kind = "approval.consumed"
 	ApprovalClosed   Kind = "approval.closed" // any other end; detail says which

@@ -234,6 +234,14 @@ type ruling struct {
 	rests *approval.Approval
 }
 
+// unmet is the approval that did not satisfy policy.
+func (r ruling) unmet() string {
+	if r.rests == nil {
+		return ""
+	}
+	return r.rests.ID
+}
+
 func (r ruling) deny(code, message string) ruling {
 	r.Result = policy.Result{
 		Effect: policy.Deny, Reasons: []policy.Reason{{Code: code, Message: message}}, Labels: r.Labels, Policy: r.Policy,
@@ -315,7 +323,7 @@ func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling
 			plan.ExpiresIn = min(plan.ExpiresIn, s.session.EndsAt.Sub(tx.Now()))
 			a, err := approval.Open(ctx, tx, approval.Opening{
 				Plan: plan, Session: s.session.ID, Decision: record.ID, User: s.act.User, Agent: s.act.Agent,
-				IntentHash: s.hash, MaxPending: d.cfg.MaxPending,
+				IntentHash: s.hash, MaxPending: d.cfg.MaxPending, Unmet: r.unmet(),
 			})
 			if err != nil {
 				return err
@@ -460,6 +468,7 @@ func (d *Decider) replay(ctx context.Context, s situation) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
+	d.cfg.Metrics.Leases.WithLabelValues(next.Kind, endReissued).Inc()
 	return d.mint(ctx, r.Answer, next, s.act)
 }
 

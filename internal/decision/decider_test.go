@@ -13,6 +13,7 @@ import (
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/policy"
+	"github.com/writsec/writ/internal/sqlstore"
 )
 
 // rules has one action for each thing that a decision can be.
@@ -388,5 +389,73 @@ func TestMaxPending(t *testing.T) {
 	}
 	if n := f.entries(); n[audit.ApprovalOpened] != 3 {
 		t.Errorf("%d prompts were opened, want 3", n[audit.ApprovalOpened])
+	}
+}
+
+// Whoever asks again after the yes, having lost the answer, gets that yes and no
+// second prompt.
+func TestAnUnusedYesIsJoined(t *testing.T) {
+	f := newFixture(t, rules, nil)
+	f.phone.answer.Store(int64(approval.PollAnswered))
+	r := f.request("ask")
+	r.Session = f.open()
+	asked := f.decide(r)
+	f.wait(asked.Approval.ID, "approved")
+	again := f.decide(r)
+	if again.Decision != policy.RequireCIBA || again.Approval.ID != asked.Approval.ID || again.Approval.Status != "approved" {
+		t.Errorf("asked again: %+v", again.Approval)
+	}
+	r.Wait = time.Second
+	if a := f.decide(r); a.Decision != policy.Allow {
+		t.Errorf("a wait on it: %+v", a)
+	}
+	if n := f.phone.asked.Load(); n != 1 {
+		t.Errorf("the person was asked %d times", n)
+	}
+}
+
+// One damaged row stops neither other prompts nor anything else.
+func TestDamagedApproval(t *testing.T) {
+	f := newFixture(t, rules, nil)
+	r := f.request("ask")
+	r.Session = f.open()
+	a := f.decide(r).Approval.ID
+	for end := time.Now().Add(20 * time.Second); f.entries()[audit.ApprovalPrompted] == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never prompted")
+		}
+	}
+	f.sql(`UPDATE approvals SET auth_req_id_sealed = x'00', version = version + 1`)
+	f.wait(a, "failed")
+	r.Resource.ID = "2"
+	f.phone.answer.Store(int64(approval.PollAnswered))
+	r.Wait = 20 * time.Second
+	if a := f.decide(r); a.Decision != policy.Allow {
+		t.Errorf("another prompt: %+v", a)
+	}
+}
+
+func TestOldKeysAreForgotten(t *testing.T) {
+	f := newFixture(t, rules, nil)
+	r := f.request("mint")
+	r.Session, r.IdempotencyKey = f.open(), "k"
+	first := f.decide(r)
+	ctx := context.Background()
+	f.must(f.store.Update(ctx, func(tx *sqlstore.Tx) error {
+		n, err := tx.ForgetReplays(ctx, tx.Now().Add(-time.Hour), 10)
+		if n != 0 {
+			t.Errorf("%d young keys were forgotten", n)
+		}
+		return err
+	}))
+	f.must(f.store.Update(ctx, func(tx *sqlstore.Tx) error {
+		n, err := tx.ForgetReplays(ctx, tx.Now().Add(time.Second), 10)
+		if n != 1 {
+			t.Errorf("%d keys were forgotten, want 1", n)
+		}
+		return err
+	}))
+	if a := f.decide(r); a.DecisionID == first.DecisionID {
+		t.Error("a forgotten key is still known")
 	}
 }

@@ -185,14 +185,29 @@ func secretFile(dir, name string) (string, error) {
 	return s, nil
 }
 
-// unpackSample writes the sample bundle as a directory to edit, unless it exists.
+// unpackSample writes the sample bundle as a directory to edit, unless it exists:
+// all of it or nothing.
 func unpackSample(dir string) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
-	z, err := gzip.NewReader(bytes.NewReader(bundles.Sample))
+	half, err := os.MkdirTemp(filepath.Dir(dir), ".policies-")
 	if err != nil {
 		return fmt.Errorf("unpack sample policies: %w", err)
+	}
+	if err := unpack(half); err != nil {
+		return errors.Join(fmt.Errorf("unpack sample policies: %w", err), os.RemoveAll(half))
+	}
+	if err := os.Rename(half, dir); err != nil {
+		return fmt.Errorf("unpack sample policies: %w", err)
+	}
+	return nil
+}
+
+func unpack(dir string) error {
+	z, err := gzip.NewReader(bytes.NewReader(bundles.Sample))
+	if err != nil {
+		return err
 	}
 	for r := tar.NewReader(z); ; {
 		h, err := r.Next()
@@ -200,7 +215,7 @@ func unpackSample(dir string) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("unpack sample policies: %w", err)
+			return err
 		}
 		name := strings.TrimPrefix(filepath.Clean(h.Name), "/")
 		// The manifest's revision would go on naming what has been edited since.
@@ -209,14 +224,14 @@ func unpackSample(dir string) error {
 		}
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return fmt.Errorf("unpack sample policies: %w", err)
+			return err
 		}
 		data, err := io.ReadAll(io.LimitReader(r, 1<<20))
 		if err != nil {
-			return fmt.Errorf("unpack sample policies: %w", err)
+			return err
 		}
 		if err := os.WriteFile(path, data, 0o600); err != nil {
-			return fmt.Errorf("unpack sample policies: %w", err)
+			return err
 		}
 	}
 }

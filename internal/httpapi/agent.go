@@ -168,7 +168,7 @@ func (a *API) endSession(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	s, _, err := a.Revoker.EndSession(r.Context(), c, chi.URLParam(r, "id"))
+	s, err := a.Revoker.EndSession(r.Context(), c, chi.URLParam(r, "id"))
 	if err != nil {
 		return err
 	}

@@ -52,21 +52,18 @@ type Config struct {
 // API serves the routes.
 type API struct {
 	Config
-	busy     chan struct{}
-	reserved chan struct{}
 }
 
 const (
 	maxBody     = 64 << 10
-	maxInFlight = 4096 // requests, held ones included
-	maxReserved = 64   // revocations, which held requests must not keep out
+	bodyTimeout = 5 * time.Second // for a body to arrive
 )
 
 // New makes the handler, which can also list its routes.
 func New(cfg Config) chi.Router {
-	a := &API{Config: cfg, busy: make(chan struct{}, maxInFlight), reserved: make(chan struct{}, maxReserved)}
+	a := &API{Config: cfg}
 	r := chi.NewRouter()
-	r.Use(a.requestID, a.observe, a.headers, a.recoverPanic, a.bound)
+	r.Use(a.requestID, a.observe, a.headers, a.recoverPanic)
 	r.NotFound(a.handle(func(http.ResponseWriter, *http.Request) error {
 		return fault.New(fault.NotFound, "there is no such route; see /openapi.yaml")
 	}))
@@ -75,19 +72,26 @@ func New(cfg Config) chi.Router {
 		return fault.New(fault.MethodNotAllowed, "this route has other methods; see Allow")
 	}))
 
-	r.Post("/decide", a.handle(a.decide))
-	r.Post("/v1/decide", a.handle(a.decide))
-	r.Get("/approvals/{id}", a.handle(a.getApproval))
-	r.Delete("/approvals/{id}", a.handle(a.withdrawApproval))
-	r.Post("/sessions", a.handle(a.openSession))
-	r.Get("/sessions/{id}", a.handle(a.getSession))
-	r.Delete("/sessions/{id}", a.handle(a.endSession))
-	r.Delete("/leases/{id}", a.handle(a.releaseLease))
-	r.Post("/revocations", a.handle(a.revoke))
-	r.Post("/introspect", a.handle(a.introspect))
-	r.Get("/.well-known/jwks.json", a.handle(a.jwks))
-	r.Get("/.well-known/oauth-authorization-server", a.handle(a.metadata))
-	r.Get("/openapi.yaml", a.handle(a.openapi))
+	// Each kind of caller has slots of its own, so that none keeps the others out.
+	r.With(a.bound(64)).Post("/revocations", a.handle(a.revoke))
+	r.With(a.bound(1024)).Post("/introspect", a.handle(a.introspect))
+	r.Group(func(r chi.Router) { // requests that may be held
+		r.Use(a.bound(4096))
+		r.Post("/decide", a.handle(a.decide))
+		r.Post("/v1/decide", a.handle(a.decide))
+		r.Post("/sessions", a.handle(a.openSession))
+		r.Get("/approvals/{id}", a.handle(a.getApproval))
+	})
+	r.Group(func(r chi.Router) { // short, and without a body
+		r.Use(a.bound(1024))
+		r.Delete("/approvals/{id}", a.handle(a.withdrawApproval))
+		r.Get("/sessions/{id}", a.handle(a.getSession))
+		r.Delete("/sessions/{id}", a.handle(a.endSession))
+		r.Delete("/leases/{id}", a.handle(a.releaseLease))
+		r.Get("/.well-known/jwks.json", a.handle(a.jwks))
+		r.Get("/.well-known/oauth-authorization-server", a.handle(a.metadata))
+		r.Get("/openapi.yaml", a.handle(a.openapi))
+	})
 	return r
 }
 

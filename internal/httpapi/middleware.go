@@ -74,23 +74,23 @@ func (a *API) recoverPanic(next http.Handler) http.Handler {
 	})
 }
 
-// bound keeps memory bounded: each request can hold its body and a waiter.
-func (a *API) bound(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		slots := a.busy
-		if r.URL.Path == "/revocations" {
-			slots = a.reserved
-		}
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-			next.ServeHTTP(w, r)
-		default:
-			writeProblem(w, r, a.Logger, &fault.Error{
-				Code: fault.Overloaded, Detail: "too many requests at a time", RetryAfter: time.Second,
-			})
-		}
-	})
+// bound lets n requests run at a time: each can hold memory for its body and, if it
+// waits, for long.
+func (a *API) bound(n int) func(http.Handler) http.Handler {
+	slots := make(chan struct{}, n)
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case slots <- struct{}{}:
+				defer func() { <-slots }()
+				next.ServeHTTP(w, r)
+			default:
+				writeProblem(w, r, a.Logger, &fault.Error{
+					Code: fault.Overloaded, Detail: "too many requests at a time", RetryAfter: time.Second,
+				})
+			}
+		})
+	}
 }
 
 // callerIP is the caller's address as Writ can know it.

@@ -34,6 +34,8 @@ func readBody(w http.ResponseWriter, r *http.Request, want string) ([]byte, erro
 	if r.Header.Get("Content-Encoding") != "" {
 		return nil, fault.New(fault.UnsupportedMediaType, "send the body without Content-Encoding")
 	}
+	// A sender that dawdles must not keep a slot. Not every connection knows deadlines.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
 		return nil, fault.New(fault.BodyTooLarge, "the body has more than %d bytes", maxBody)

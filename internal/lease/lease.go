@@ -124,17 +124,16 @@ type Tx interface {
 	EndLease(ctx context.Context, id, reason string) error
 	// ActiveLeases lists active leases of the selection, oldest first.
 	ActiveLeases(ctx context.Context, s Selection, limit int) ([]Lease, error)
-	Notify(topic string)
 }
 
 // Selection picks leases; the zero value picks none. Exactly one part is set.
 type Selection struct {
-	Lease   string
-	Session string
-	User    identity.Ref
-	Agent   identity.Ref
-	Due     bool // expired, but still marked active
-	All     bool
+	Decision string
+	Session  string
+	User     identity.Ref
+	Agent    identity.Ref
+	Due      bool // expired, but still marked active
+	All      bool
 }
 
 // New makes the lease of a grant, that ends with its time or its session.
@@ -219,7 +218,7 @@ func Find(ctx context.Context, tx Tx, leaseID string, c identity.Caller) (Lease,
 		return Lease{}, notFound()
 	}
 	l, err := tx.Lease(ctx, leaseID)
-	if err == nil && (l.Agent != c.Agent.Ref || (c.User != nil && l.User != c.User.Ref)) {
+	if fault.Is(err, fault.NotFound) || err == nil && (l.Agent != c.Agent.Ref || (c.User != nil && l.User != c.User.Ref)) {
 		return Lease{}, notFound()
 	}
 	return l, err

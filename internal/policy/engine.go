@@ -46,6 +46,9 @@ type Config struct {
 // begins after that.
 const maxQueue = 2 * time.Second
 
+// mendEvery is how often policies that were refused at start are looked at again.
+const mendEvery = 2 * time.Second
+
 // Engine answers decisions from the current snapshot.
 type Engine struct {
 	cfg     Config
@@ -94,17 +97,23 @@ func (e *Engine) Load(ctx context.Context) error {
 	return nil
 }
 
-// Run reloads the policies when they change, until ctx ends.
+// Run reloads the policies when they change, until ctx ends. Without a Reload
+// interval it does so only until there are policies.
 func (e *Engine) Run(ctx context.Context) error {
-	if e.cfg.Reload == 0 {
-		<-ctx.Done()
-		return nil
-	}
 	for {
+		wait := e.cfg.Reload
+		switch {
+		case wait > 0:
+		case e.Ready():
+			<-ctx.Done()
+			return nil
+		default:
+			wait = mendEvery
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(e.cfg.Reload):
+		case <-time.After(wait):
 		}
 		if fingerprint(e.cfg.Path) != e.seen {
 			_ = e.Load(ctx) // logged and reported by Load; the old policies stay

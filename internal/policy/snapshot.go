@@ -94,7 +94,11 @@ func (e *Engine) load(ctx context.Context) (*snapshot, error) {
 }
 
 func (e *Engine) read(caps *ast.Capabilities) (*bundle.Bundle, error) {
-	st, err := os.Stat(e.cfg.Path)
+	path, err := filepath.EvalSymlinks(e.cfg.Path) // the loader follows no link
+	if err != nil {
+		return nil, fmt.Errorf("read policies: %w", err)
+	}
+	st, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("read policies: %w", err)
 	}
@@ -110,7 +114,7 @@ func (e *Engine) read(caps *ast.Capabilities) (*bundle.Bundle, error) {
 	} else {
 		l = l.WithSkipBundleVerification(true)
 	}
-	b, err := l.AsBundle(e.cfg.Path)
+	b, err := l.AsBundle(path)
 	if err != nil {
 		return nil, fmt.Errorf("read policies: %w", err)
 	}
@@ -213,6 +217,9 @@ func digestOf(b *bundle.Bundle) (string, error) {
 // file contents.
 func fingerprint(path string) string {
 	h := sha256.New()
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
 	_ = filepath.WalkDir(path, func(p string, d os.DirEntry, err error) error {
 		var info os.FileInfo
 		if err == nil {

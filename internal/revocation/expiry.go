@@ -13,8 +13,9 @@ import (
 	"github.com/writsec/writ/internal/session"
 )
 
-// Expirer records the end of leases and sessions whose time is over. Nothing
-// depends on its speed: both are refused by their time alone.
+// Expirer records the end of leases and sessions whose time is over, and forgets
+// old idempotency keys. Nothing depends on its speed: leases and sessions are
+// refused by their time alone.
 type Expirer struct {
 	*Revoker
 	Logger *slog.Logger
@@ -23,6 +24,8 @@ type Expirer struct {
 const (
 	expireEvery = time.Second
 	expireBatch = 100
+	// keyAge outlives every lease and approval that a retry could be about.
+	keyAge = 24 * time.Hour
 )
 
 // Run works until ctx ends.
@@ -67,8 +70,9 @@ func (e *Expirer) step(ctx context.Context) (more bool, err error) {
 				return err
 			}
 		}
-		more = len(leases) == expireBatch || len(sessions) == expireBatch
-		return nil
+		forgotten, err := tx.ForgetReplays(ctx, tx.Now().Add(-keyAge), expireBatch)
+		more = len(leases) == expireBatch || len(sessions) == expireBatch || forgotten == expireBatch
+		return err
 	})
 	if errors.Is(err, session.ErrChanged) || errors.Is(err, approval.ErrStale) {
 		return true, nil // a parallel transaction was faster; look again

@@ -6,6 +6,7 @@ package revocation
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/writsec/writ/internal/approval"
 	"github.com/writsec/writ/internal/audit"
@@ -25,6 +26,9 @@ type Tx interface {
 	LiveSessions(ctx context.Context, user, agent identity.Ref, all bool) ([]session.Session, error)
 	// DueSessions lists sessions whose time is over and that are not marked ended.
 	DueSessions(ctx context.Context, limit int) ([]session.Session, error)
+	// ForgetReplays drops idempotency keys that were first used before a time, and says
+	// how many.
+	ForgetReplays(ctx context.Context, before time.Time, limit int) (int64, error)
 }
 
 // Store runs transactions.
@@ -42,7 +46,7 @@ type Revoker struct {
 func (r *Revoker) Release(ctx context.Context, c identity.Caller, leaseID string) (lease.Lease, error) {
 	var l lease.Lease
 	var active bool
-	err := r.Store.Update(ctx, func(tx Tx) (err error) {
+	err := r.update(ctx, func(ctx context.Context, tx Tx) (err error) {
 		if l, err = lease.Find(ctx, tx, leaseID, c); err != nil {
 			return err
 		}
@@ -59,11 +63,10 @@ func (r *Revoker) Release(ctx context.Context, c identity.Caller, leaseID string
 	return l, err
 }
 
-// EndSession ends a session of the caller's and everything in it, and says how
-// many leases that revoked.
-func (r *Revoker) EndSession(ctx context.Context, c identity.Caller, sessionID string) (s session.Session, leases int, err error) {
+// EndSession ends a session of the caller's and everything in it.
+func (r *Revoker) EndSession(ctx context.Context, c identity.Caller, sessionID string) (s session.Session, err error) {
 	var t toll
-	err = r.update(ctx, func(tx Tx) (err error) {
+	err = r.update(ctx, func(ctx context.Context, tx Tx) (err error) {
 		t = newToll()
 		if s, err = session.Find(ctx, tx, sessionID, c); err != nil {
 			return err
@@ -77,7 +80,7 @@ func (r *Revoker) EndSession(ctx context.Context, c identity.Caller, sessionID s
 	if err == nil {
 		r.count(t)
 	}
-	return s, t.leases(), err
+	return s, err
 }
 
 // Scope is what an operator revokes. Exactly one part is set.
@@ -96,10 +99,10 @@ type Result struct {
 }
 
 // Revoke is the kill switch. Whoever is in its scope loses every credential with
-// its commit, and every session, so that nothing new can be minted there.
+// its commit, and every session, so that nothing new can be minted in these.
 func (r *Revoker) Revoke(ctx context.Context, operator identity.Principal, s Scope, reason string) (Result, error) {
 	var t toll
-	err := r.update(ctx, func(tx Tx) error {
+	err := r.update(ctx, func(ctx context.Context, tx Tx) error {
 		t = newToll()
 		sessions, err := sessionsOf(ctx, tx, s)
 		if err != nil {
@@ -110,9 +113,18 @@ func (r *Revoker) Revoke(ctx context.Context, operator identity.Principal, s Sco
 				return err
 			}
 		}
-		// Leases whose session had ended before, and the one lease asked for.
+		// Leases whose session had ended before, and the one lease asked for: the one that
+		// its decision has now, which may be another after a retry.
+		decision := ""
+		if s.Lease != "" {
+			l, err := tx.Lease(ctx, s.Lease) // an unknown lease is an operator's typo, not a success
+			if err != nil {
+				return err
+			}
+			decision = l.Decision
+		}
 		t.direct, err = lease.EndAll(ctx, tx, lease.Selection{
-			Lease: s.Lease, Session: s.Session, User: s.User, Agent: s.Agent, All: s.All,
+			Decision: decision, Session: s.Session, User: s.User, Agent: s.Agent, All: s.All,
 		}, "operator", operator.Ref)
 		if err != nil {
 			return err
@@ -132,8 +144,7 @@ func (r *Revoker) Revoke(ctx context.Context, operator identity.Principal, s Sco
 func sessionsOf(ctx context.Context, tx Tx, s Scope) ([]session.Session, error) {
 	switch {
 	case s.Lease != "":
-		_, err := tx.Lease(ctx, s.Lease) // an unknown lease is an operator's typo, not a success
-		return nil, err
+		return nil, nil
 	case s.Session != "":
 		one, err := tx.Session(ctx, s.Session)
 		if err != nil || !one.EndedAt.IsZero() {
@@ -158,7 +169,7 @@ func (t *toll) end(ctx context.Context, tx Tx, s session.Session, reason string,
 	if err := session.End(ctx, tx, s, reason, operator); err != nil {
 		return err
 	}
-	n, err := approval.CancelAll(ctx, tx, s.ID, "the session ended")
+	n, err := approval.CancelAll(ctx, tx, s.ID, "the session ended", operator)
 	if err != nil {
 		return err
 	}
@@ -183,11 +194,18 @@ func (r *Revoker) count(t toll) {
 	}
 }
 
-// update tries again when a parallel transaction was faster; it cannot be so for
-// ever, because what has ended stays ended.
-func (r *Revoker) update(ctx context.Context, f func(Tx) error) error {
+// patience is how long a revocation may take: it goes on when its caller hangs up,
+// because a kill switch that a proxy's timeout undoes is none.
+const patience = 2 * time.Minute
+
+// update tries again when a parallel transaction was faster, which a store with
+// one writer never lets happen; it cannot be so for ever, because what has ended
+// stays ended.
+func (r *Revoker) update(ctx context.Context, f func(context.Context, Tx) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
 	for {
-		err := r.Store.Update(ctx, f)
+		err := r.Store.Update(ctx, func(tx Tx) error { return f(ctx, tx) })
 		if !errors.Is(err, session.ErrChanged) && !errors.Is(err, approval.ErrStale) {
 			return err
 		}

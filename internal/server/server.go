@@ -49,8 +49,7 @@ type Server struct {
 	stopping chan struct{} // closed when a stop begins
 }
 
-// New opens the store, loads keys and policies and binds both listeners. Policies
-// that don't load are an error here; later, only a refused change.
+// New opens the store, loads keys and policies and binds both listeners.
 func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, err error) {
 	s := &Server{log: log, stopping: make(chan struct{})}
 	defer func() {
@@ -73,7 +72,9 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, e
 	if s.policy, err = newPolicy(cfg.Policy, s.store, metrics, log); err != nil {
 		return nil, err
 	}
-	if err := s.policy.Load(ctx); err != nil {
+	// Policies that are refused leave Writ unready to decide. What needs none of them
+	// goes on: introspection, pending prompts and above all the kill switch.
+	if err := s.policy.Load(ctx); err != nil && ctx.Err() != nil {
 		return nil, err
 	}
 	if s.identity, err = newIdentity(cfg.Issuers, log); err != nil {

@@ -131,11 +131,6 @@ func TestRefusesToStart(t *testing.T) {
 		spoil func(*testing.T, *config.Config)
 		want  string
 	}{
-		{"broken policy", func(t *testing.T, c *config.Config) {
-			if err := os.WriteFile(filepath.Join(c.Policy.Path, "writ.rego"), []byte("package"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}, "writ.rego"},
 		{"short root key", func(t *testing.T, c *config.Config) {
 			if err := os.WriteFile(c.RootKeyFile, []byte("c2hvcnQ="), 0o600); err != nil {
 				t.Fatal(err)
@@ -175,5 +170,44 @@ func TestRefusesToStart(t *testing.T) {
 				t.Errorf("New = %v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// Broken policies at start keep Writ from deciding, and from nothing else.
+func TestUnreadyUntilPoliciesLoad(t *testing.T) {
+	c := newConfig(t)
+	file := filepath.Join(c.Policy.Path, "writ.rego")
+	if err := os.WriteFile(file, []byte("package"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.Policy.Reload = 10 * time.Millisecond
+	s, stop := start(t, c)
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	ready := "http://" + s.OpsAddr().String() + "/readyz"
+	if status, body := get(t, ready); status != http.StatusServiceUnavailable || !strings.Contains(body, "no policies") {
+		t.Errorf("ready: %d %s", status, body)
+	}
+	res, err := http.Post("http://"+s.Addr().String()+"/revocations", "application/json", strings.NewReader(`{"all":true}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusUnauthorized { // it works, for operators
+		t.Errorf("the kill switch answers %d", res.StatusCode)
+	}
+	if err := os.WriteFile(file, []byte(smallPolicy), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if status, _ := get(t, ready); status == http.StatusOK {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("never ready after the policies were mended")
+		}
 	}
 }

@@ -180,7 +180,7 @@ func Find(ctx context.Context, tx Tx, sessionID string, c identity.Caller) (Sess
 		return Session{}, notFound()
 	}
 	s, err := tx.Session(ctx, sessionID)
-	if err == nil && !s.BelongsTo(c) {
+	if fault.Is(err, fault.NotFound) || err == nil && (!s.BelongsTo(c)) {
 		return Session{}, notFound()
 	}
 	return s, err

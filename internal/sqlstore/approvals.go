@@ -20,13 +20,23 @@ const (
 )
 
 func (t *Tx) scanApproval(r scanner) (a approval.Approval, err error) {
-	var authReqID []byte
+	var authReqID, answer []byte
 	err = r.Scan(&a.ID, &a.Version, &a.State, &a.Reason, &a.Session, &a.User.Issuer, &a.User.ID, &a.Agent.Issuer, &a.Agent.ID, &a.IntentHash,
 		&a.Approver, &a.ApproverRef.Issuer, &a.ApproverRef.ID, &a.Hint, &a.Message, &a.Code, jsonOf(&a.ACRValues),
 		timeOf(&a.CreatedAt), timeOf(&a.SentAt), timeOf(&a.ExpiresAt), durationOf(&a.Interval), timeOf(&a.PolledAt), &a.Polling, &a.Failures, timeOf(&a.DueAt),
-		t.sealedOf(&authReqID, authReqIDColumn, &a.ID), t.sealedOf(&a.Answer, answerColumn, &a.ID), &a.ACR, jsonOf(&a.AMR), timeOf(&a.AuthTime))
-	a.AuthReqID = string(authReqID)
-	return a, err
+		&authReqID, &answer, &a.ACR, jsonOf(&a.AMR), timeOf(&a.AuthTime))
+	if err != nil {
+		return a, err
+	}
+	// One damaged row must keep neither the kill switch nor other prompts from working.
+	id, err1 := t.seal.open(authReqID, authReqIDColumn, a.ID)
+	yes, err2 := t.seal.open(answer, answerColumn, a.ID)
+	if err1 != nil || err2 != nil {
+		a.Damaged = true
+		return a, nil
+	}
+	a.AuthReqID, a.Answer = string(id), yes
+	return a, nil
 }
 
 // InsertApproval implements approval.Tx.
@@ -63,11 +73,13 @@ func (t *Tx) UpdateApproval(ctx context.Context, a *approval.Approval) error {
 	return err
 }
 
-// OpenApproval implements approval.Tx.
-func (t *Tx) OpenApproval(ctx context.Context, hash string, approver identity.Ref) (approval.Approval, bool, error) {
-	return found(one(ctx, t, "find open approval", t.scanApproval, `SELECT `+approvalColumns+` FROM approvals
-		WHERE approver_subject = $1 AND approver_issuer = $2 AND intent_hash = $3 AND state IN `+openStates,
-		approver.ID, approver.Issuer, hash))
+// JoinableApproval implements approval.Tx.
+func (t *Tx) JoinableApproval(ctx context.Context, hash string, approver identity.Ref, except string) (approval.Approval, bool, error) {
+	return found(one(ctx, t, "find joinable approval", t.scanApproval, `SELECT `+approvalColumns+` FROM approvals
+		WHERE approver_subject = $1 AND approver_issuer = $2 AND intent_hash = $3 AND id <> $4
+		  AND (state IN `+openStates+` OR state = 'approved' AND expires_at > $5)
+		ORDER BY created_at DESC, id DESC LIMIT 1`,
+		approver.ID, approver.Issuer, hash, except, micros(t.now)))
 }
 
 // CountOpenApprovals implements approval.Tx.

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"time"
 
 	"github.com/writsec/writ/internal/decision"
 	"github.com/writsec/writ/internal/identity"
@@ -46,8 +47,14 @@ func (t *Tx) Replay(ctx context.Context, agent identity.Ref, key string) (decisi
 // PutReplay implements decision.Tx.
 func (t *Tx) PutReplay(ctx context.Context, agent identity.Ref, key string, r decision.Replay, superseded string) error {
 	return t.change(ctx, session.ErrChanged, "put idempotency key", `
-		INSERT INTO replays (agent_issuer, agent_subject, key, digest, decision) VALUES ($1, $2, $3, $4, $5)
+		INSERT INTO replays (agent_issuer, agent_subject, key, digest, decision, at) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (agent_issuer, agent_subject, key) DO UPDATE SET decision = excluded.decision
-		WHERE replays.decision = $6`,
-		agent.Issuer, agent.ID, key, r.Digest, r.Decision, superseded)
+		WHERE replays.decision = $7`,
+		agent.Issuer, agent.ID, key, r.Digest, r.Decision, micros(t.now), superseded)
+}
+
+// ForgetReplays implements revocation.Tx.
+func (t *Tx) ForgetReplays(ctx context.Context, before time.Time, limit int) (int64, error) {
+	return t.exec(ctx, "forget idempotency keys", `DELETE FROM replays WHERE (agent_issuer, agent_subject, key) IN
+		(SELECT agent_issuer, agent_subject, key FROM replays WHERE at < $1 ORDER BY at LIMIT $2)`, micros(before), limit)
 }

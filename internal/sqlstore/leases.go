@@ -40,8 +40,8 @@ func (t *Tx) EndLease(ctx context.Context, id, reason string) error {
 func (t *Tx) ActiveLeases(ctx context.Context, s lease.Selection, limit int) ([]lease.Lease, error) {
 	where, args := `FALSE`, []any{limit}
 	switch {
-	case s.Lease != "":
-		where, args = `id = $2`, append(args, s.Lease)
+	case s.Decision != "":
+		where, args = `decision = $2`, append(args, s.Decision)
 	case s.Session != "":
 		where, args = `session = $2`, append(args, s.Session)
 	case !s.User.IsZero():

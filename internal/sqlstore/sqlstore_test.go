@@ -296,9 +296,15 @@ func TestOneOpenPromptPerPersonAndAct(t *testing.T) {
 	}
 	a.State = approval.Approved
 	f.in(func(tx *Tx) error { return tx.UpdateApproval(f.ctx, &a) })
-	if _, found, _ := openApproval(f, "h", alice); found {
-		t.Error("an approved one counts as open")
+	if got, found, _ := openApproval(f, "h", alice); !found || got.ID != a.ID {
+		t.Error("an unused yes can't be joined")
 	}
+	f.in(func(tx *Tx) error {
+		if _, found, err := tx.JoinableApproval(f.ctx, "h", alice, a.ID); found || err != nil {
+			t.Errorf("the one that did not do is joined again: %v", err)
+		}
+		return nil
+	})
 	if err := insert(); err != nil {
 		t.Errorf("after the first was answered: %v", err)
 	}
@@ -316,7 +322,7 @@ func TestOneOpenPromptPerPersonAndAct(t *testing.T) {
 
 func openApproval(f *fixture, hash string, who identity.Ref) (a approval.Approval, found bool, err error) {
 	err = f.View(f.ctx, func(tx *Tx) (err error) {
-		a, found, err = tx.OpenApproval(f.ctx, hash, who)
+		a, found, err = tx.JoinableApproval(f.ctx, hash, who, "")
 		return err
 	})
 	return a, found, err
@@ -413,7 +419,8 @@ func TestLeases(t *testing.T) {
 		want []string
 	}{
 		{lease.Selection{}, nil},
-		{lease.Selection{Lease: a.ID}, []string{a.ID}},
+		{lease.Selection{Decision: a.Decision}, []string{a.ID}},
+		{lease.Selection{Decision: "dec_other"}, nil},
 		{lease.Selection{Session: s.ID}, []string{b.ID, a.ID}},
 		{lease.Selection{User: alice}, []string{b.ID, c.ID, a.ID}},
 		{lease.Selection{Agent: bot}, []string{b.ID, c.ID, a.ID}},
@@ -762,13 +769,15 @@ func TestSealedValuesDoNotMove(t *testing.T) {
 			if _, err := f.write.Exec(tamper); err != nil {
 				t.Fatal(err)
 			}
-			_, err := read(f, func(tx *Tx) (approval.Approval, error) { return tx.Approval(f.ctx, ids[0]) })
-			if !errors.Is(err, errRootKey) || fault.CodeOf(err) != fault.Internal {
-				t.Errorf("%v", err)
+			bad, err := read(f, func(tx *Tx) (approval.Approval, error) { return tx.Approval(f.ctx, ids[0]) })
+			if err != nil || !bad.Damaged || bad.AuthReqID != "" || bad.Answer != nil {
+				t.Errorf("the damaged row: %+v, %v", bad, err)
 			}
-			if _, err := read(f, func(tx *Tx) (approval.Approval, error) { return tx.Approval(f.ctx, ids[1]) }); err != nil {
-				t.Errorf("the other row: %v", err)
+			if good, err := read(f, func(tx *Tx) (approval.Approval, error) { return tx.Approval(f.ctx, ids[1]) }); err != nil || good.Damaged {
+				t.Errorf("the other row: %+v, %v", good, err)
 			}
+			// It can be ended, which the kill switch needs.
+			f.in(func(tx *Tx) error { return approval.Close(f.ctx, tx, &bad, approval.Cancelled, "x") })
 		})
 	}
 }

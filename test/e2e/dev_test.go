@@ -198,3 +198,21 @@ func TestDev(t *testing.T) {
 		return nil
 	})
 }
+
+// Only a story that was told to its end is a success.
+func TestInterruptedDemoFails(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command(binary, "demo")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Errorf("an interrupted demo ends with 0:\n%s", &out)
+	}
+}

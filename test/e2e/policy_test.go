@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -186,12 +187,51 @@ func TestPolicyRefusedAtStart(t *testing.T) {
 			t.Parallel()
 			w := install(t, shared, with("policy.path", "broken"))
 			w.write("broken/policy.rego", test.content)
-			code, stdout, stderr := command(t, "serve", "--config", w.path("writ.yaml"))
-			if code != 1 || !strings.Contains(stderr, test.want) {
-				t.Errorf("ended with %d, want 1 and %q\n%s%s", code, test.want, stdout, stderr)
-			}
+			w.refusesPolicies(test.want)
 		})
 	}
+}
+
+// refusesPolicies starts Writ on policies that it must not take: it says why, is not
+// ready and decides nothing, but the kill switch works.
+func (w *writ) refusesPolicies(why string) {
+	w.t.Helper()
+	w.tolerant = true
+	w.launch()
+	within(w.t, 30*time.Second, func() error {
+		res, err := w.http.Get(w.ops + "/readyz")
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if res.StatusCode != http.StatusServiceUnavailable {
+			w.t.Errorf("readyz %d", res.StatusCode)
+		}
+		return nil
+	})
+	refused := false
+	for _, l := range w.log() {
+		refused = refused || l.Message == "policies refused" && strings.Contains(l.Error, why)
+	}
+	if !refused {
+		w.t.Errorf("the log does not say %q", why)
+	}
+	body := map[string]any{"intent": map[string]any{"action": "x"}, "resource": map[string]any{"type": "x", "id": "1"}}
+	agent := w.as("alice", idp.SalesAgent)
+	session := read[map[string]any](w.t, agent.call(http.MethodPost, "/sessions", map[string]any{}), http.StatusCreated)
+	body["session"] = session["session"]
+	if r := agent.call(http.MethodPost, "/decide", body); r.status != http.StatusServiceUnavailable {
+		w.t.Errorf("decided without policies: %d %s", r.status, r.body)
+	}
+	token, _, err := w.idp.UserToken(w.t.Context(), "olga", opsConsole)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	operator := client{w, token}
+	if r := operator.call(http.MethodPost, "/revocations", map[string]any{"all": true}); r.status != http.StatusOK {
+		w.t.Errorf("the kill switch answers %d %s", r.status, r.body)
+	}
+	w.stop()
 }
 
 // TestBundle decides by the committed bundle, without its tests: those run at each
@@ -329,13 +369,7 @@ func TestSignedBundle(t *testing.T) {
 			w.write("bundle.pem", test.key)
 			w.write("bundle.tar.gz", test.bundle)
 			w.write("dir/policy.rego", says("x"))
-			code, stdout, stderr := command(t, "serve", "--config", w.path("writ.yaml"))
-			if code != 1 || !strings.Contains(stderr, "policies") {
-				t.Errorf("ended with %d: %s%s", code, stdout, stderr)
-			}
-			if _, err := os.Stat(w.path("data/writ.db")); err != nil {
-				t.Errorf("the refusal left no store to look it up in: %v", err)
-			}
+			w.refusesPolicies("policies")
 		})
 	}
 }

@@ -43,8 +43,10 @@ CREATE TABLE replays (
   key           TEXT NOT NULL,
   digest        TEXT NOT NULL,
   decision      TEXT NOT NULL,
+  at            BIGINT NOT NULL,
   PRIMARY KEY (agent_issuer, agent_subject, key)
 );
+CREATE INDEX replays_at ON replays (at);
 
 CREATE TABLE approvals (
   id                 TEXT PRIMARY KEY,
@@ -82,6 +84,7 @@ CREATE INDEX approvals_due ON approvals (due_at) WHERE state IN ('created', 'req
 -- One prompt per person and act, whatever the code does.
 CREATE UNIQUE INDEX approvals_open ON approvals (approver_subject, approver_issuer, intent_hash)
   WHERE state IN ('created', 'requesting', 'pending', 'redeemed');
+CREATE INDEX approvals_act ON approvals (intent_hash);
 CREATE INDEX approvals_session ON approvals (session);
 
 CREATE TABLE leases (
@@ -101,6 +104,7 @@ CREATE TABLE leases (
   end_reason    TEXT NOT NULL
 );
 CREATE INDEX leases_due ON leases (expires_at) WHERE state = 'active';
+CREATE INDEX leases_decision ON leases (decision) WHERE state = 'active';
 CREATE INDEX leases_session ON leases (session) WHERE state = 'active';
 CREATE INDEX leases_user ON leases (user_subject, user_issuer) WHERE state = 'active';
 CREATE INDEX leases_agent ON leases (agent_subject, agent_issuer) WHERE state = 'active';
