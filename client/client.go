@@ -11,6 +11,9 @@
 //		Wait:     time.Minute, // for a human, where policy asks for one
 //	})
 //	...
+//	if d.Effect != client.Allow || d.Credential == nil {
+//		return fmt.Errorf("not allowed: %v", d.Reasons)
+//	}
 //	defer w.Release(ctx, d.Credential.Lease)
 package client
 
@@ -143,7 +146,7 @@ func (c *Client) Decide(ctx context.Context, r Request) (*Decision, error) {
 	}
 	h := http.Header{"Idempotency-Key": {key}}
 	if r.Wait > 0 {
-		h.Set("Prefer", fmt.Sprintf("wait=%d", int(r.Wait.Seconds())))
+		h.Set("Prefer", fmt.Sprintf("wait=%d", wholeSeconds(r.Wait)))
 	}
 	const tries = 3
 	for n := 1; ; n++ {
@@ -161,8 +164,11 @@ func (c *Client) Decide(ctx context.Context, r Request) (*Decision, error) {
 // Approval returns the state of an approval, as soon as it is decided or after wait.
 func (c *Client) Approval(ctx context.Context, id string, wait time.Duration) (*Approval, error) {
 	a := new(Approval)
-	return a, c.call(ctx, http.MethodGet, fmt.Sprintf("/approvals/%s?wait=%ds", url.PathEscape(id), int(wait.Seconds())), nil, nil, a)
+	return a, c.call(ctx, http.MethodGet, fmt.Sprintf("/approvals/%s?wait=%ds", url.PathEscape(id), wholeSeconds(wait)), nil, nil, a)
 }
+
+// wholeSeconds rounds up: a short wait is still one.
+func wholeSeconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
 
 // Withdraw takes an approval back that is not used yet.
 func (c *Client) Withdraw(ctx context.Context, id string) (*Approval, error) {

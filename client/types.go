@@ -106,6 +106,7 @@ type SessionRequest struct {
 type Envelope struct {
 	Actions   []string          `json:"actions"`
 	Resources []ResourcePattern `json:"resources"`
+	Source    string            `json:"source,omitempty"` // of an answer: whose word it is
 }
 
 // ResourcePattern matches resources of a type by a glob over their ids.
@@ -120,9 +121,17 @@ type Session struct {
 	Status    string    `json:"status"` // active or ended
 	User      Ref       `json:"user"`
 	Agent     Ref       `json:"agent"`
+	Task      *Task     `json:"task"`
+	Envelope  *Envelope `json:"envelope"`
 	StartedAt time.Time `json:"started_at"`
 	EndsAt    time.Time `json:"ends_at"`
 	EndReason string    `json:"end_reason"`
+}
+
+// Task is what the user wants done, and whose word that is: "agent" or "user".
+type Task struct {
+	Text   string `json:"text"`
+	Source string `json:"source"`
 }
 
 // Ref names a principal.

@@ -57,7 +57,7 @@ const devText = `Writ is running for development. Everything is on loopback; sto
 
   API             %s
   operations      http://%s  (/livez /readyz /metrics)
-  OpenID provider %s  (users alice, bob, carol; no passwords)
+  OpenID provider %s  (users alice, bob, carol, operator olga; no passwords)
   phone page      %s
   data            %s
   policies        %s  (edit them: they reload by themselves)
@@ -73,5 +73,7 @@ curl -s %s/decide -H 'Content-Type: application/json' -H "Authorization: Bearer 
 bob's agent offboards someone: approve it on the phone page within a minute, and the answer comes:
 
 curl -s %s/decide -H 'Content-Type: application/json' -H 'Prefer: wait=60' -H "Authorization: Bearer $(curl -s '%s/dev/token?user=bob&agent=hr-agent')" -d '{"intent":{"action":"hr.employee.offboard"},"resource":{"type":"hr.employee","id":"e-1001"}}'
+
+The agents are sales-agent, hr-agent and finance-agent; olga pulls the kill switch through ops-console (docs/operations.md).
 
 `

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -94,6 +95,6 @@ func (versionCmd) Run(k *kong.Context) error {
 			}
 		}
 	}
-	_, err := fmt.Fprintln(k.Stdout, "writ "+version+revision)
+	_, err := fmt.Fprintln(k.Stdout, "writ "+version+revision+" "+runtime.Version())
 	return err
 }

@@ -76,9 +76,9 @@ func what(e audit.Entry) string {
 	if scope, ok := d["scope"].(map[string]any); ok {
 		return fmt.Sprint("scope ", scope["scopes"])
 	}
-	for _, key := range []string{"message", "reason", "state", "amr"} {
-		if v, ok := d[key]; ok && v != nil {
-			return fmt.Sprint(v)
+	for _, key := range []string{"message", "reason", "state", "acr", "provider"} {
+		if v, ok := d[key].(string); ok && v != "" {
+			return v
 		}
 	}
 	if p, ok := d["policy"].(map[string]any); ok {

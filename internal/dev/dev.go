@@ -57,6 +57,8 @@ type Dev struct {
 	Services map[string]Service
 }
 
+const rootKeyFile = "root.key"
+
 // Service is a resource server's account.
 type Service struct{ ID, Secret, Audience string }
 
@@ -79,7 +81,7 @@ func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
 			return nil, err
 		}
 	}
-	if _, err := secretFile(cfg.Dir, "root.key"); err != nil {
+	if _, err := secretFile(cfg.Dir, rootKeyFile); err != nil {
 		return nil, err
 	}
 	cibaSecret, err := secretFile(cfg.Dir, "ciba-client-secret")
@@ -118,7 +120,7 @@ func (d *Dev) serverConfig(cfg Config) (config.Config, error) {
 	c := config.Default()
 	c.Listen, c.OpsListen, c.ExternalURL = listen, cfg.OpsListen, d.URL
 	c.Store = "sqlite:" + filepath.Join(cfg.Dir, "writ.db")
-	c.RootKeyFile = filepath.Join(cfg.Dir, "root.key")
+	c.RootKeyFile = filepath.Join(cfg.Dir, rootKeyFile)
 	c.Policy.Path, c.Policy.Reload = d.Policies, 500*time.Millisecond
 	c.Sessions.OpenOnDecide = true
 	c.Issuers = []config.Issuer{{
@@ -179,6 +181,9 @@ func secretFile(dir, name string) (string, error) {
 	b := make([]byte, 32)
 	_, _ = rand.Read(b) // never fails (crypto/rand)
 	s = base64.StdEncoding.EncodeToString(b)
+	if name != rootKeyFile { // no character that a form or Basic would have to escape
+		s = base64.RawURLEncoding.EncodeToString(b)
+	}
 	if err := os.WriteFile(path, []byte(s+"\n"), 0o600); err != nil {
 		return "", fmt.Errorf("make %s: %w", name, err)
 	}

@@ -166,7 +166,7 @@ func (v *Verifier) verifySignature(ctx context.Context, is *issuer, p parsed, ra
 	}).Verify(ctx, raw)
 	switch {
 	case keys.err != nil:
-		v.log.InfoContext(ctx, "token not verified", "issuer", is.URL, "error", keys.err)
+		v.log.DebugContext(ctx, "token not verified", "issuer", is.URL, "error", keys.err)
 		return keys.err
 	case err != nil:
 		return errors.New("is signed, but its claims are malformed")

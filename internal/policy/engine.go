@@ -55,7 +55,9 @@ type Engine struct {
 	schema  *jsonschema.Schema
 	current atomic.Pointer[snapshot]
 	slots   chan struct{} // more evaluations at a time would only slow each other down, past the deadline
-	seen    string        // fingerprint of Path at the last Load; for Load and Run, which don't overlap
+	// For Load and Run, which don't overlap:
+	seen    string // fingerprint of Path at the last Load
+	refused bool   // the last Load was refused
 }
 
 // New makes an engine without policies; Load brings them.
@@ -76,6 +78,10 @@ func (e *Engine) Load(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	if err == nil && s.Digest == e.Version().Digest {
+		if e.refused {
+			e.refused = false
+			e.cfg.Logger.InfoContext(ctx, "policies are again those in force", "revision", s.Revision)
+		}
 		return nil
 	}
 	version := e.Version()
@@ -86,6 +92,7 @@ func (e *Engine) Load(ctx context.Context) error {
 		err = errors.Join(err, recordErr)
 		e.seen = "" // Run tries again
 	}
+	e.refused = err != nil
 	if err != nil {
 		e.cfg.Metrics.PolicyLoads.WithLabelValues("refused").Inc()
 		e.cfg.Logger.ErrorContext(ctx, "policies refused", "path", e.cfg.Path, "error", err, "in_force", e.Version().Revision)

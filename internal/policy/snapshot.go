@@ -171,7 +171,7 @@ func runTests(ctx context.Context, c *ast.Compiler, b *bundle.Bundle) error {
 	}
 	if len(failed) > 0 {
 		slices.Sort(failed)
-		return fmt.Errorf("test policies: %d failed: %s", len(failed), strings.Join(failed, ", "))
+		return fmt.Errorf("test policies: %d failed (opa test on the same files tells more): %s", len(failed), strings.Join(failed, ", "))
 	}
 	return nil
 }
