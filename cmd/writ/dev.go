@@ -33,8 +33,11 @@ func (d *devCmd) Run(ctx context.Context) error {
 		Dir: d.Dir, Policies: d.Policies, Listen: at(0), OpsListen: at(1), IDPListen: at(2),
 		Logger: telemetry.NewTextLogger(os.Stderr, level),
 	})
+	if stopped(ctx, err) {
+		return nil
+	}
 	if err != nil {
-		return unlessStopped(ctx, err)
+		return err
 	}
 	fmt.Printf(devText, w.URL, w.Server.OpsAddr(), w.IDP.Issuer(), w.IDP.PhoneURL(), near(d.Dir), near(w.Policies),
 		w.URL, w.IDP.Issuer(),

@@ -67,18 +67,18 @@ func (s *serveCmd) Run(ctx context.Context) error {
 		return err
 	}
 	srv, err := server.New(ctx, cfg, telemetry.NewLogger(os.Stdout, level))
+	if stopped(ctx, err) {
+		return nil
+	}
 	if err != nil {
-		return unlessStopped(ctx, err)
+		return err
 	}
 	return srv.Run(ctx)
 }
 
-// unlessStopped drops the error of a start that was told to stop.
-func unlessStopped(ctx context.Context, err error) error {
-	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return nil
-	}
-	return err
+// stopped tells a start that was told to stop from one that failed.
+func stopped(ctx context.Context, err error) bool {
+	return errors.Is(err, context.Canceled) && ctx.Err() != nil
 }
 
 type versionCmd struct{}

@@ -31,11 +31,9 @@ func (t *Tx) scanApproval(r scanner) (a approval.Approval, err error) {
 	// One damaged row must keep neither the kill switch nor other prompts from working.
 	id, err1 := t.seal.open(authReqID, authReqIDColumn, a.ID)
 	yes, err2 := t.seal.open(answer, answerColumn, a.ID)
-	if err1 != nil || err2 != nil {
-		a.Damaged = true
-		return a, nil
+	if a.Damaged = err1 != nil || err2 != nil; !a.Damaged {
+		a.AuthReqID, a.Answer = string(id), yes
 	}
-	a.AuthReqID, a.Answer = string(id), yes
 	return a, nil
 }
 
