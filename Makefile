@@ -15,6 +15,7 @@ help: ## this list
 
 .PHONY: build
 build: ## bin/writ, one static binary
+	@[[ -e bin/writ ]] || echo "building bin/writ; the first time takes a minute or two"
 	$(GO_BUILD) -o bin/writ ./cmd/writ
 
 .PHONY: demo
