@@ -47,10 +47,11 @@ func (l Limits) fits(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r > 0x7e })
 }
 
-// message writes what the person sees, and says how much that is. The agent's
-// purpose is never in it, nor a resource id that could be read as another part of
+// message writes what the person sees, and says how much that is: policy's words
+// for the act, where they fit, then action and resource. The agent's purpose is
+// never in it, nor a resource id that could be read as another part of
 // the message.
-func (l Limits) message(act intent.Act, code string) (text, display string) {
+func (l Limits) message(act intent.Act, words, code string) (text, display string) {
 	r := act.Resource
 	var candidates []string
 	switch {
@@ -60,10 +61,13 @@ func (l Limits) message(act intent.Act, code string) (text, display string) {
 			strings.Join([]string{act.Intent.Action, r.ID, code}, "#"),
 		}
 	case !l.Portable && !strings.Contains(r.ID, `"`):
-		candidates = []string{
-			fmt.Sprintf(`%s on %s "%s" (code %s)`, act.Intent.Action, r.Type, r.ID, code),
-			fmt.Sprintf(`%s on "%s" (code %s)`, act.Intent.Action, r.ID, code),
+		full := fmt.Sprintf(`%s on %s "%s"`, act.Intent.Action, r.Type, r.ID)
+		if words != "" && !strings.ContainsAny(words, "[]") { // which would blur where they end
+			candidates = append(candidates, fmt.Sprintf(`%s [%s] (code %s)`, words, full, code))
 		}
+		candidates = append(candidates,
+			fmt.Sprintf(`%s (code %s)`, full, code),
+			fmt.Sprintf(`%s on "%s" (code %s)`, act.Intent.Action, r.ID, code))
 	}
 	for _, c := range candidates {
 		if l.fits(c) {
@@ -89,7 +93,7 @@ func Resolve(asks []policy.Ask, act intent.Act, user identity.Principal, provide
 		return Plan{}, &Refusal{"approver_unresolved", "The approver cannot be named to the identity provider: " + err.Error()}
 	}
 	code := newCode()
-	message, display := p.Limits().message(act, code)
+	message, display := p.Limits().message(act, merged.Message, code)
 	if rank(display) < rank(merged.Display) {
 		return Plan{}, &Refusal{"approval_display", fmt.Sprintf(
 			"Policy wants the approver shown %q, but the identity provider can show only %q of this act", merged.Display, display)}
@@ -110,6 +114,10 @@ func merge(asks []policy.Ask, expiresIn time.Duration) (policy.Ask, *Refusal) {
 		if a.ExpiresIn > 0 && (out.ExpiresIn == 0 || a.ExpiresIn < out.ExpiresIn) {
 			out.ExpiresIn = a.ExpiresIn
 		}
+		if out.Message != "" && a.Message != "" {
+			out.Message += "; "
+		}
+		out.Message += a.Message
 		display := a.Display
 		if display == "" {
 			display = DisplaySummary

@@ -21,6 +21,28 @@ func act(action, typ, id string) intent.Act {
 	}
 }
 
+// Policy's words come first where the provider can show them; where not, they are
+// left out whole.
+func TestMessageInPolicysWords(t *testing.T) {
+	t.Parallel()
+	pay := act("pay", "account", "main")
+	for _, c := range []struct {
+		name, words, want string
+		limits            Limits
+	}{
+		{"fits", `Pay 90.00 EUR to "ACME"`, `Pay 90.00 EUR to "ACME" [pay on account "main"] (code CODE)`, Limits{MaxLength: 80}},
+		{"too long", strings.Repeat("x", 80), `pay on account "main" (code CODE)`, Limits{MaxLength: 80}},
+		{"not ASCII", "Pay 90 €", `pay on account "main" (code CODE)`, Limits{MaxLength: 80}},
+		{"a line end", "Pay 90\n[approve]", `pay on account "main" (code CODE)`, Limits{MaxLength: 80}},
+		{"a forged end", `Pay 1 [pay on account "x"] (code CODE)`, `pay on account "main" (code CODE)`, Limits{MaxLength: 80}},
+		{"portable", "Pay", "pay#account#main#CODE", Limits{MaxLength: 80, Portable: true}},
+	} {
+		if got, display := c.limits.message(pay, c.words, "CODE"); got != c.want || display != DisplaySummary {
+			t.Errorf("%s: %q (%s), want %q", c.name, got, display, c.want)
+		}
+	}
+}
+
 func TestMessage(t *testing.T) {
 	t.Parallel()
 	text, portable := Limits{MaxLength: 60}, Limits{MaxLength: 40, Portable: true}
@@ -53,7 +75,7 @@ func TestMessage(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			got, display := c.limits.message(c.act, "CODE")
+			got, display := c.limits.message(c.act, "", "CODE")
 			if got != c.want || display != c.display {
 				t.Errorf("%q (%s), want %q (%s)", got, display, c.want, c.display)
 			}

@@ -155,7 +155,7 @@ func TestPhone(t *testing.T) {
 	do(t, ctx, chromedp.WaitVisible(`button[value=approve]`))
 	message := do(t, ctx, chromedp.Text(`.message`))
 	do(t, ctx, chromedp.Click(`button[value=approve]`))
-	if !regexp.MustCompile(`^hr\.employee\.offboard on hr\.employee "e-1001" \(code [A-Z2-9]{4}\)$`).MatchString(message) {
+	if !regexp.MustCompile(`^Offboard employee "e-1001" \[hr\.employee\.offboard on hr\.employee "e-1001"\] \(code [A-Z2-9]{4}\)$`).MatchString(message) {
 		t.Errorf("the phone shows %q", message)
 	}
 	if got := <-approved; got != "allow" {
