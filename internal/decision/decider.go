@@ -192,11 +192,7 @@ func (d *Decider) findReplay(ctx context.Context, tx Tx, req Request, caller ide
 	if err != nil || !ok || replay.Decision == req.supersedes {
 		return err
 	}
-	asked := req
-	if req.supersedes != "" {
-		asked.Approval = "" // the wait put it there; the request itself had none
-	}
-	digest, err := asked.digest(s.user.Ref)
+	digest, err := req.digest(s.user.Ref)
 	if err != nil {
 		return err
 	}
@@ -365,30 +361,22 @@ func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling
 	return record, granted, err
 }
 
-// settle leaves the decision's marks on its session. A deny and an ask leave
-// labels, but nothing was spent.
+// settle leaves the decision's marks on its session. Only an allow has counters:
+// the schema of policy's answer sees to it.
 func (d *Decider) settle(ctx context.Context, tx Tx, s situation, r ruling) error {
 	if s.newSession {
 		if err := session.Open(ctx, tx, s.session); err != nil {
 			return err
 		}
 	}
-	spent := r.Counters
-	if r.Effect != policy.Allow {
-		spent = nil
-	}
-	return session.Settle(ctx, tx, s.session, r.Labels, spent)
+	return session.Settle(ctx, tx, s.session, r.Labels, r.Counters)
 }
 
 func (d *Decider) remember(ctx context.Context, tx Tx, req Request, s situation, decision string) error {
 	if req.IdempotencyKey == "" {
 		return nil
 	}
-	asked := req
-	if req.supersedes != "" {
-		asked.Approval = ""
-	}
-	digest, err := asked.digest(s.user.Ref)
+	digest, err := req.digest(s.user.Ref)
 	if err != nil {
 		return err
 	}

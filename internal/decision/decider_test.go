@@ -459,3 +459,37 @@ func TestOldKeysAreForgotten(t *testing.T) {
 		t.Error("a forgotten key is still known")
 	}
 }
+
+// A request and its retries, all held for one person, get one decision: whoever is
+// second to wake finds the key passed on.
+func TestHeldRetriesShareOneDecision(t *testing.T) {
+	f := newFixture(t, rules, nil)
+	r := f.request("ask")
+	r.Session, r.IdempotencyKey, r.Wait = f.open(), "k", 30*time.Second
+	answers := make([]decision.Answer, 4)
+	var wg sync.WaitGroup
+	for i := range answers {
+		wg.Go(func() {
+			var err error
+			if answers[i], err = f.Decide(context.Background(), r); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for end := time.Now().Add(20 * time.Second); f.entries()[audit.ApprovalPrompted] == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never prompted")
+		}
+	}
+	f.phone.answer.Store(int64(approval.PollAnswered))
+	wg.Wait()
+	for _, a := range answers {
+		if a.Decision != policy.Allow || a.DecisionID != answers[0].DecisionID {
+			t.Errorf("got %s %s %v, want allow %s", a.DecisionID, a.Decision, a.Reasons, answers[0].DecisionID)
+		}
+	}
+	n := f.entries()
+	if f.phone.asked.Load() != 1 || n[audit.DecisionAllow] != 1 || n[audit.LeaseActive]-n[audit.LeaseRevoked] != 1 {
+		t.Errorf("asked %d times; audit %v", f.phone.asked.Load(), n)
+	}
+}

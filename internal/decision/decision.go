@@ -44,6 +44,9 @@ type Request struct {
 // digest identifies the question, for idempotency: everything but tokens, and the
 // user that they name. An absent object is an empty one, as in the intent hash.
 func (r Request) digest(user identity.Ref) (string, error) {
+	if r.supersedes != "" {
+		r.Approval = "" // a wait put it there; the request itself had none
+	}
 	if len(r.Context) == 0 {
 		r.Context = nil // the others leave empty objects out by themselves
 	}

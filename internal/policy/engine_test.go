@@ -164,6 +164,11 @@ decision := {"effect": "allow", "reasons": []}`, policy.ReasonInvalidOutput},
 decision := {"effect": "allow", "reasons": [{"code": "ok", "message": "ok"}], "credentials": {}}`, policy.ReasonInvalidOutput},
 		{"ask without approval", `package writ
 decision := {"effect": "require_ciba", "reasons": [{"code": "ok", "message": "ok"}]}`, policy.ReasonInvalidOutput},
+		{"counters of a deny", `package writ
+decision := {"effect": "deny", "reasons": [{"code": "no", "message": "no"}], "counters": {"paid": 1}}`, policy.ReasonInvalidOutput},
+		{"counters of an ask", `package writ
+decision := {"effect": "require_ciba", "reasons": [{"code": "ask", "message": "ask"}], "counters": {"paid": 1},
+	"approval": [{"code": "ask", "message": "ask", "approver": "user"}]}`, policy.ReasonInvalidOutput},
 		{"negative counter", `package writ
 decision := {"effect": "allow", "reasons": [{"code": "ok", "message": "ok"}], "counters": {"paid": -1}}`, policy.ReasonInvalidOutput},
 		{"ttl not a duration", `package writ
