@@ -46,6 +46,7 @@ func (s *screen) table(entries []audit.Entry) {
 		fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", e.Seq, e.Kind, who(e), what(e))
 	}
 	_ = w.Flush() // a screen that is gone shows nothing
+	fmt.Fprintf(s.out, "\n%sNext: writ dev (in the checkout, make dev) runs the same parts for you to call.%s\n", s.dim, s.no)
 }
 
 func who(e audit.Entry) string {
