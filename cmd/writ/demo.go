@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/writsec/writ/client"
+	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/dev"
 	"github.com/writsec/writ/internal/devidp"
 	"github.com/writsec/writ/internal/sqlstore"
@@ -294,19 +295,38 @@ func (s *story) activeLeases(session string) (n int, err error) {
 	return n, err
 }
 
-// record shows what Writ wrote down of the story.
+// record shows what Writ wrote down of the story, and proves its last entry.
 func (s *story) record() error {
-	return s.Server.Store().View(s.ctx, func(tx *sqlstore.Tx) error {
-		entries, err := tx.Audit(s.ctx, 0, 100)
+	var entries []audit.Sequenced
+	var head audit.Head
+	for {
+		var load sqlstore.Load
+		err := s.Server.Store().View(s.ctx, func(tx *sqlstore.Tx) (err error) {
+			if load, err = tx.Load(s.ctx); err != nil {
+				return err
+			}
+			if head, err = audit.HeadOf(s.ctx, tx); err != nil {
+				return err
+			}
+			entries, err = tx.LogEntries(s.ctx, audit.Query{Limit: 100})
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		if len(entries) < 10 {
-			return fmt.Errorf("the audit log has %d entries, expected the whole story", len(entries))
+		if load.Unsequenced == 0 {
+			break
 		}
-		s.table(entries)
-		return nil
-	})
+		select { // what was recorded is in the log within a moment
+		case <-s.ctx.Done():
+			return s.ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	if len(entries) < 10 {
+		return fmt.Errorf("the audit log has %d entries, expected the whole story", len(entries))
+	}
+	return s.table(entries, head)
 }
 
 func expect(d *client.Decision, effect client.Effect, reason string) error {

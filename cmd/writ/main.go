@@ -54,7 +54,8 @@ func run() (exit int) {
 }
 
 type serveCmd struct {
-	Config string `required:"" placeholder:"FILE" help:"Configuration file (YAML)."`
+	Config   string `required:"" placeholder:"FILE" help:"Configuration file (YAML)."`
+	Restored bool   `help:"The store comes from a backup: end all that it would revive. Where audit.copies.file is set, Writ sees that by itself."`
 }
 
 func (s *serveCmd) Run(ctx context.Context) error {
@@ -66,7 +67,7 @@ func (s *serveCmd) Run(ctx context.Context) error {
 	if err := level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
 		return err
 	}
-	srv, err := server.New(ctx, cfg, telemetry.NewLogger(os.Stdout, level))
+	srv, err := server.New(ctx, cfg, s.Restored, telemetry.NewLogger(os.Stdout, level))
 	if stopped(ctx, err) {
 		return nil
 	}

@@ -38,15 +38,21 @@ func (s *screen) outcome(came string, err error) {
 	fmt.Fprintf(s.out, "    %sok%s    %s\n", s.good, s.no, came)
 }
 
-// table shows audit entries, one line each.
-func (s *screen) table(entries []audit.Entry) {
+// table shows audit entries, one line each, and the head that commits to them.
+func (s *screen) table(entries []audit.Sequenced, head audit.Head) error {
 	fmt.Fprintf(s.out, "\n%s(h) What Writ wrote down, each entry in the transaction of what it records:%s\n", s.bold, s.no)
 	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
-	for _, e := range entries {
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", e.Seq, e.Kind, who(e), what(e))
+	for _, sequenced := range entries {
+		e, err := audit.ParseRecord(sequenced.Record)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", sequenced.Index, e.Kind, who(e), what(e))
 	}
 	_ = w.Flush() // a screen that is gone shows nothing
+	fmt.Fprintf(s.out, "\n%sThe signed head of the Merkle tree over them; altering any entry would change its third line:%s\n%s", s.dim, s.no, head.Checkpoint)
 	fmt.Fprintf(s.out, "\n%sNext: writ dev (in the checkout, make dev) runs the same parts for you to call.%s\n", s.dim, s.no)
+	return nil
 }
 
 func who(e audit.Entry) string {
@@ -77,7 +83,7 @@ func what(e audit.Entry) string {
 	if scope, ok := d["scope"].(map[string]any); ok {
 		return fmt.Sprint("scope ", scope["scopes"])
 	}
-	for _, key := range []string{"message", "reason", "state", "acr", "provider"} {
+	for _, key := range []string{"outcome", "service", "origin", "message", "reason", "state", "acr", "provider"} {
 		if v, ok := d[key].(string); ok && v != "" {
 			return v
 		}

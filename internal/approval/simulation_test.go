@@ -253,7 +253,7 @@ func (h *history) check(hint string, p *prompt) {
 func (h *history) auditOf(id string) string {
 	var kinds []string
 	err := h.store.View(h.ctx, func(tx *sqlstore.Tx) error {
-		es, err := tx.Audit(h.ctx, 0, 10000)
+		es, err := tx.Unsequenced(h.ctx, 10000)
 		for _, e := range es {
 			if e.Approval == id {
 				kinds = append(kinds, string(e.Kind))

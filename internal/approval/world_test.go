@@ -55,7 +55,7 @@ func inWorld(t *testing.T, f func(w *world)) {
 
 func (w *world) openStore() {
 	w.t.Helper()
-	s, err := sqlstore.Open(w.ctx, sqlstore.Config{Path: w.path, Root: sqlstore.RootKey{1}, Now: time.Now, Logger: quiet})
+	s, err := sqlstore.Open(w.ctx, sqlstore.Config{URL: "sqlite:" + w.path, Root: sqlstore.RootKey{1}, Now: time.Now, Logger: quiet})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 // Package audit is the record of what Writ did and for whom. An entry is written
 // in the transaction of the step that it records, so that neither exists without
-// the other. No secret ever enters.
+// the other; moments later it is sequenced into a Merkle tree whose signed heads
+// leave the machine, so that it can't be altered unseen. No secret ever enters.
 package audit
 
 import (
@@ -23,6 +24,7 @@ const (
 	DecisionDeny        Kind = "decision.deny"
 	DecisionRequireCIBA Kind = "decision.require_ciba"
 	DecisionReissued    Kind = "decision.reissued" // a retry got a new secret for the same decision
+	DecisionOutcome     Kind = "decision.outcome"  // what became of the act
 
 	ApprovalOpened   Kind = "approval.opened"   // recorded, the person not asked yet
 	ApprovalAsking   Kind = "approval.asking"   // about to ask the provider
@@ -33,27 +35,37 @@ const (
 	ApprovalClosed   Kind = "approval.closed" // any other end; detail says which
 
 	LeaseActive  Kind = "lease.active"
+	LeaseUsed    Kind = "lease.used" // a resource server introspected its token
 	LeaseRevoked Kind = "lease.revoked"
 
 	PolicyActivated Kind = "policy.activated"
 	PolicyRefused   Kind = "policy.refused"
 
 	OperatorRevoked Kind = "operator.revoked"
+	OperatorRead    Kind = "operator.read" // looked at the evidence
+
+	KeyAdded      Kind = "key.added"
+	KeysRewrapped Kind = "keys.rewrapped"
+
+	LogOpened   Kind = "log.opened"   // the first entry of an origin
+	LogRestored Kind = "log.restored" // the same, after a restore from backup
+	LogPruned   Kind = "log.pruned"   // older entries are in an archive
 )
 
-// Entry is one line of the record. Seq and At are the store's.
+// Entry is one line of the record. At is the store's.
 type Entry struct {
+	// Seq is the entry's place among those that are not sequenced yet.
 	Seq  int64
 	At   time.Time
 	Kind Kind
-
-	// RequestID is of the request that caused the entry, "" for Writ's own work.
-	RequestID string
+	// RequestID and TraceID are of the request that caused the entry, "" for Writ's own
+	// work.
+	RequestID, TraceID string
 	// User, Agent and Operator are who it concerns or who did it; zero where nobody.
 	User, Agent, Operator identity.Ref
 	// Session, Decision, Approval and Lease are ids; "" where none.
 	Session, Decision, Approval, Lease string
-	// Detail is the rest, by kind; docs/architecture.md lists it.
+	// Detail is the rest, by kind; docs/audit.md lists it.
 	Detail map[string]any
 }
 
@@ -63,8 +75,8 @@ type Tx interface {
 	AppendAudit(ctx context.Context, e Entry) error
 }
 
-// Append writes an entry and takes the request id from ctx.
+// Append writes an entry and takes the request and trace ids from ctx.
 func Append(ctx context.Context, tx Tx, e Entry) error {
-	e.RequestID = telemetry.RequestID(ctx)
+	e.RequestID, e.TraceID = telemetry.RequestID(ctx), telemetry.TraceID(ctx)
 	return tx.AppendAudit(ctx, e)
 }

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/gobwas/glob"
 )
 
 // signatureAlgorithms are the asymmetric JWS algorithms that Writ verifies.
@@ -33,7 +35,10 @@ func (c *Config) fill(dir string) {
 		abs(&path)
 		c.Store = "sqlite:" + path
 	}
+	abs(&c.StorePasswordFile)
 	abs(&c.RootKeyFile)
+	abs(&c.Audit.Copies.File)
+	abs(&c.Audit.Copies.URLTokenFile)
 	abs(&c.Policy.Path)
 	if c.Policy.Signature != nil {
 		abs(&c.Policy.Signature.PublicKeyFile)
@@ -74,9 +79,7 @@ func (c *Config) check(fail failFunc) {
 	if strings.HasSuffix(c.ExternalURL, "/") {
 		fail("external_url", "is %q, expected no slash at the end", c.ExternalURL)
 	}
-	if path, ok := strings.CutPrefix(c.Store, "sqlite:"); fail.required("store", c.Store) && (!ok || path == "") {
-		fail("store", "is %q, expected sqlite:PATH", c.Store)
-	}
+	c.checkStore(fail)
 	if fail.file("root_key_file", c.RootKeyFile) {
 		if _, err := RootKey(c.RootKeyFile); err != nil {
 			fail("root_key_file", "%v", err)
@@ -94,6 +97,9 @@ func (c *Config) check(fail failFunc) {
 	if c.Approvals.MaxPending < 1 {
 		fail("approvals.max_pending", "is %d, expected at least 1", c.Approvals.MaxPending)
 	}
+	c.Audit.check(fail)
+	fail.notNegative("retention.records", c.Retention.Records)
+	fail.notNegative("retention.inputs", c.Retention.Inputs)
 	fail.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 
 	if len(c.Issuers) == 0 {
@@ -124,6 +130,70 @@ func (c *Config) check(fail failFunc) {
 		ids[s.ID] = s.ID != ""
 		fail.secret(key+"secret_file", s.SecretFile)
 		fail.required(key+"audience", s.Audience)
+	}
+}
+
+func (c *Config) checkStore(fail failFunc) {
+	fail.oneOf("durability", c.Durability, "disk", "os")
+	if !fail.required("store", c.Store) {
+		return
+	}
+	if path, ok := strings.CutPrefix(c.Store, "sqlite:"); ok {
+		if path == "" {
+			fail("store", "is %q, expected sqlite:PATH", c.Store)
+		}
+		if c.StorePasswordFile != "" {
+			fail("store_password_file", "has no effect: SQLite has no password")
+		}
+		return
+	}
+	u, err := url.Parse(c.Store)
+	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") {
+		fail("store", "is not one of sqlite:PATH and postgres://USER@HOST:PORT/DATABASE") // not quoted: it may hold a password
+		return
+	}
+	if _, set := u.User.Password(); set || u.Query().Has("password") {
+		fail("store", "holds a password; put it into a file and name that as store_password_file")
+	}
+	host := u.Hostname()
+	if h := u.Query().Get("host"); h != "" {
+		host = h
+	}
+	// What pgx does by default is to fall back to a connection in clear.
+	mode := u.Query().Get("sslmode")
+	if remote := host != "" && !strings.HasPrefix(host, "/") && !Loopback(host); remote && mode != "verify-full" && mode != "verify-ca" {
+		fail("store", "is beyond loopback: add sslmode=verify-full (and sslrootcert=FILE for a CA of your own)")
+	}
+	if c.Durability != "disk" {
+		fail("durability", "is for SQLite; PostgreSQL has synchronous_commit")
+	}
+	if c.StorePasswordFile != "" {
+		fail.secret("store_password_file", c.StorePasswordFile)
+	}
+	if c.StoreConnections < 2 || c.StoreConnections > 1000 {
+		fail("store_connections", "is %d, expected 2 to 1000", c.StoreConnections)
+	}
+}
+
+func (a Audit) check(fail failFunc) {
+	for i, r := range a.Inputs {
+		key := fmt.Sprintf("audit.inputs[%d].", i)
+		if len(r.Actions) == 0 {
+			fail(key+"actions", "is missing, expected patterns such as hr.**")
+		}
+		for j, p := range r.Actions {
+			if _, err := glob.Compile(p, '.'); err != nil || p == "" {
+				fail(fmt.Sprintf("%sactions[%d]", key, j), "is %q, which is no pattern", p)
+			}
+		}
+		fail.oneOf(key+"keep", r.Keep, "whole", "redacted", "none")
+	}
+	fail.positive("audit.copies.every", a.Copies.Every)
+	if a.Copies.URL != "" {
+		fail.url("audit.copies.url", a.Copies.URL)
+	}
+	if a.Copies.URLTokenFile != "" {
+		fail.secret("audit.copies.url_token_file", a.Copies.URLTokenFile)
 	}
 }
 
@@ -250,6 +320,12 @@ func (fail failFunc) secret(key, path string) {
 func (fail failFunc) positive(key string, d time.Duration) {
 	if d <= 0 {
 		fail(key, "is %v, expected more than zero", d)
+	}
+}
+
+func (fail failFunc) notNegative(key string, d time.Duration) {
+	if d < 0 {
+		fail(key, "is %v, expected zero (for ever) or more", d)
 	}
 }
 

@@ -26,8 +26,15 @@ type Config struct {
 	TLS *TLS `yaml:"tls"`
 	// BehindProxy states that a proxy terminates TLS in front of Listen.
 	BehindProxy bool `yaml:"behind_proxy"`
-	// Store is where state lives: sqlite:PATH.
+	// Store is where state lives: sqlite:PATH, or postgres://… for several replicas.
 	Store string `yaml:"store"`
+	// StorePasswordFile holds the password of the PostgreSQL role.
+	StorePasswordFile string `yaml:"store_password_file"`
+	// StoreConnections bounds the connections to PostgreSQL.
+	StoreConnections int `yaml:"store_connections"`
+	// Durability of a commit to SQLite: disk, or os, which survives a killed process
+	// but not a power loss.
+	Durability string `yaml:"durability"`
 	// RootKeyFile holds 32 random bytes in base64. They encrypt every other key.
 	RootKeyFile string `yaml:"root_key_file"`
 
@@ -37,6 +44,8 @@ type Config struct {
 	Minters   map[string]Minter `yaml:"minters"`
 	Services  []Service         `yaml:"services"`
 	Approvals Approvals         `yaml:"approvals"`
+	Audit     Audit             `yaml:"audit"`
+	Retention Retention         `yaml:"retention"`
 	Log       Log               `yaml:"log"`
 }
 
@@ -195,6 +204,44 @@ type Approvals struct {
 	MaxPending int `yaml:"max_pending"`
 }
 
+// Audit sets what the record keeps and where its heads are copied to.
+type Audit struct {
+	// Inputs says how much of what a decision was made on is kept; the first rule
+	// whose pattern matches the action is in force, and without one all is kept.
+	Inputs []InputRule `yaml:"inputs"`
+	// Copies are second places for the signed heads of the log.
+	Copies Copies `yaml:"copies"`
+}
+
+// InputRule says what is kept of the decisions on some actions.
+type InputRule struct {
+	// Actions are globs with "." as the separator, such as hr.**.
+	Actions []string `yaml:"actions"`
+	// Keep is whole, redacted or none.
+	Keep string `yaml:"keep"`
+}
+
+// Copies names the second places.
+type Copies struct {
+	// Every is how often a head that is new is copied.
+	Every time.Duration `yaml:"every"`
+	// File is appended to; it should be on another machine.
+	File string `yaml:"file"`
+	// URL takes the heads by POST.
+	URL string `yaml:"url"`
+	// URLTokenFile holds the bearer token for URL.
+	URLTokenFile string `yaml:"url_token_file"`
+}
+
+// Retention says how long records are kept that the log has too.
+type Retention struct {
+	// Records are ended sessions with their decisions, approvals and leases; zero
+	// keeps them for ever.
+	Records time.Duration `yaml:"records"`
+	// Inputs are what decisions were made on; zero keeps them for ever.
+	Inputs time.Duration `yaml:"inputs"`
+}
+
 // Log sets what is logged.
 type Log struct {
 	// Level is debug, info, warn or error.
@@ -204,15 +251,17 @@ type Log struct {
 // Default returns the values of the keys that a file leaves out.
 func Default() Config {
 	return Config{
-		Listen:    "127.0.0.1:8180",
-		OpsListen: "127.0.0.1:8181",
-		Policy:    Policy{Query: "data.writ.decision", Deadline: 100 * time.Millisecond},
-		Sessions:  Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour},
+		Listen:     "127.0.0.1:8180",
+		OpsListen:  "127.0.0.1:8181",
+		Durability: "disk", StoreConnections: 16,
+		Policy:   Policy{Query: "data.writ.decision", Deadline: 100 * time.Millisecond},
+		Sessions: Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour},
 		Approvals: Approvals{
 			ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute,
 			MaxWait: 2 * time.Minute, MaxPending: 5,
 		},
-		Log: Log{Level: "info"},
+		Audit: Audit{Copies: Copies{Every: time.Minute}},
+		Log:   Log{Level: "info"},
 	}
 }
 

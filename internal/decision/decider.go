@@ -31,6 +31,7 @@ type Config struct {
 	OpenOnDecide bool          // a decision without a session opens one
 	PromptLife   time.Duration // of a prompt where policy says nothing
 	MaxPending   int           // open prompts to one person
+	Keeper       *audit.Keeper // of what decisions are made on
 
 	Metrics *telemetry.Metrics
 	Logger  *slog.Logger
@@ -224,6 +225,7 @@ func (d *Decider) findReplay(ctx context.Context, tx Tx, req Request, caller ide
 // grant or a plan that can be carried out.
 type ruling struct {
 	policy.Result
+	input map[string]any
 	grant *lease.Grant
 	plan  *approval.Plan
 	// rests is the approval that an allow uses up.
@@ -250,7 +252,7 @@ func (d *Decider) rule(ctx context.Context, req Request, caller identity.Caller,
 		User: s.user, Agent: caller.Agent, Session: facts(s.session),
 		Intent: req.Intent, Resource: req.Resource, Context: req.Context, Time: s.now, IP: req.IP,
 	}
-	var r ruling
+	r := ruling{input: in.Document()}
 	if a := s.approval; a != nil {
 		code, message, ok := a.Usable(s.now, s.hash)
 		if code != "" {
@@ -259,7 +261,7 @@ func (d *Decider) rule(ctx context.Context, req Request, caller identity.Caller,
 		}
 		if ok {
 			in.Approvals = []policy.Approval{{Approver: a.Approver, ACR: a.ACR, AMR: a.AMR, AuthTime: a.AuthTime}}
-			r.rests = a
+			r.input, r.rests = in.Document(), a
 		}
 	}
 	result, err := d.cfg.Policy.Decide(ctx, in)
@@ -350,15 +352,40 @@ func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling
 		if err := tx.InsertDecision(ctx, record); err != nil {
 			return err
 		}
-		return audit.Append(ctx, tx, audit.Entry{
-			Kind: kind, Session: s.session.ID, Decision: record.ID, Approval: record.Approval, Lease: record.Lease,
-			User: s.act.User, Agent: s.act.Agent, Detail: map[string]any{
-				"action": req.Intent.Action, "resource": map[string]any{"type": req.Resource.Type, "id": req.Resource.ID},
-				"purpose": req.Intent.Purpose, "intent_hash": s.hash, "reasons": r.Reasons, "policy": r.Policy,
-			},
-		})
+		return d.record(ctx, tx, kind, req, s, r, record)
 	})
 	return record, granted, err
+}
+
+// record writes the decision's entry, and beside it what it was made on.
+func (d *Decider) record(ctx context.Context, tx Tx, kind audit.Kind, req Request, s situation, r ruling, record Record) error {
+	input, digest, kept, err := d.cfg.Keeper.Keep(record.ID, req.Intent.Action, r.input)
+	if err != nil {
+		return err
+	}
+	if kept {
+		if err := tx.PutInput(ctx, input); err != nil {
+			return err
+		}
+	}
+	detail := map[string]any{
+		"action": req.Intent.Action, "resource": map[string]any{"type": req.Resource.Type, "id": req.Resource.ID},
+		"intent_hash": s.hash, "reasons": r.Reasons, "policy": r.Policy,
+		"input": map[string]any{"kept": input.Kept, "digest": digest},
+	}
+	if req.Intent.Purpose != "" {
+		detail["purpose"] = d.cfg.Keeper.Text(req.Intent.Action, req.Intent.Purpose)
+	}
+	if len(r.Labels) > 0 {
+		detail["labels"] = r.Labels
+	}
+	if len(r.Counters) > 0 {
+		detail["counters"] = r.Counters
+	}
+	return audit.Append(ctx, tx, audit.Entry{
+		Kind: kind, Session: s.session.ID, Decision: record.ID, Approval: record.Approval, Lease: record.Lease,
+		User: s.act.User, Agent: s.act.Agent, Detail: detail,
+	})
 }
 
 // settle leaves the decision's marks on its session. Only an allow has counters:
@@ -389,7 +416,7 @@ func (d *Decider) mint(ctx context.Context, answer Answer, l lease.Lease, act in
 	if err != nil {
 		d.cfg.Metrics.Leases.WithLabelValues(l.Kind, "mint_failed").Inc()
 		endErr := d.cfg.Store.Update(context.WithoutCancel(ctx), func(tx Tx) error {
-			return lease.End(ctx, tx, l, endMintFailed, identity.Ref{})
+			return lease.End(ctx, tx, l, lease.EndMintFailed, identity.Ref{})
 		})
 		return Answer{}, &fault.Error{
 			Code: fault.MintFailed, Detail: "allowed, but the credential could not be made; repeat with the same Idempotency-Key",
@@ -404,11 +431,6 @@ func (d *Decider) mint(ctx context.Context, answer Answer, l lease.Lease, act in
 	return answer, nil
 }
 
-const (
-	endMintFailed = "mint_failed"
-	endReissued   = "reissued"
-)
-
 // replay gives a retry the decision that it got before. A credential is minted
 // anew, to the same end, and the old one revoked: no secret is kept to be given
 // out twice.
@@ -420,6 +442,10 @@ func (d *Decider) replay(ctx context.Context, s situation) (Answer, error) {
 	var next lease.Lease
 	err := d.cfg.Store.Update(ctx, func(tx Tx) error {
 		now := tx.Now()
+		alive, err := tx.Session(ctx, r.Session)
+		if err != nil {
+			return err
+		}
 		current, err := tx.Decision(ctx, r.ID) // another retry may have been faster
 		if err != nil {
 			return err
@@ -428,18 +454,14 @@ func (d *Decider) replay(ctx context.Context, s situation) (Answer, error) {
 		if err != nil {
 			return err
 		}
-		alive, err := tx.Session(ctx, r.Session)
-		if err != nil {
-			return err
-		}
 		_, minter := d.cfg.Minters[old.Minter]
-		again := minter && (old.Alive(now) || old.EndReason == endMintFailed && now.Before(old.ExpiresAt))
+		again := minter && (old.Alive(now) || old.EndReason == lease.EndMintFailed && now.Before(old.ExpiresAt))
 		if !again || !alive.Alive(now) {
 			return fault.New(fault.LeaseEnded, "the credential of this decision has ended; ask again with a new Idempotency-Key")
 		}
 		next = old
 		next.ID, next.State, next.CreatedAt, next.EndedAt, next.EndReason = id.New(id.Lease), lease.Active, now, time.Time{}, ""
-		if err := lease.End(ctx, tx, old, endReissued, identity.Ref{}); err != nil {
+		if err := lease.End(ctx, tx, old, lease.EndReissued, identity.Ref{}); err != nil {
 			return err
 		}
 		if err := lease.Begin(ctx, tx, next); err != nil {
@@ -456,7 +478,7 @@ func (d *Decider) replay(ctx context.Context, s situation) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	d.cfg.Metrics.Leases.WithLabelValues(next.Kind, endReissued).Inc()
+	d.cfg.Metrics.Leases.WithLabelValues(next.Kind, lease.EndReissued).Inc()
 	return d.mint(ctx, r.Answer, next, s.act)
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/writsec/writ/internal/approval"
+	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/intent"
 	"github.com/writsec/writ/internal/lease"
@@ -119,6 +120,10 @@ type Record struct {
 	Answer     Answer // without credential: a secret is never stored
 	Approval   string // opened or consumed
 	Lease      string
+
+	// Outcome is what became of the act, "" while nobody said; OutcomeBy is agent, or
+	// writ where the credential ended before the agent said anything.
+	Outcome, OutcomeBy string
 }
 
 // Replay ties an idempotency key to the decision that answered it.
@@ -133,9 +138,14 @@ type Tx interface {
 	approval.Tx
 	lease.Tx
 	InsertDecision(ctx context.Context, r Record) error
+	// PutInput stores what the decision was made on.
+	PutInput(ctx context.Context, in audit.Input) error
 	Decision(ctx context.Context, id string) (Record, error)
 	// SetDecisionLease replaces the lease of a decision.
 	SetDecisionLease(ctx context.Context, decision, lease string) error
+	// SetOutcome stores what the agent says became of a decision, once; otherwise
+	// session.ErrChanged.
+	SetOutcome(ctx context.Context, decision string, o Outcome) error
 	// Replay returns what an agent's idempotency key answered, ok false if nothing.
 	Replay(ctx context.Context, agent identity.Ref, key string) (r Replay, ok bool, err error)
 	// PutReplay ties the key to r. A key that is tied already passes on only from the

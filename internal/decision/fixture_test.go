@@ -73,7 +73,7 @@ func newFixture(t *testing.T, rego string, change func(*decision.Config)) *fixtu
 	})
 	f.must(err)
 
-	f.store, err = sqlstore.Open(ctx, sqlstore.Config{Path: f.dbPath(), Root: sqlstore.RootKey{1}, Now: time.Now, Logger: log})
+	f.store, err = sqlstore.Open(ctx, sqlstore.Config{URL: "sqlite:" + f.dbPath(), Root: sqlstore.RootKey{1}, Now: time.Now, Logger: log})
 	f.must(err)
 	t.Cleanup(func() { f.must(f.store.Close()) })
 
@@ -90,11 +90,13 @@ func newFixture(t *testing.T, rego string, change func(*decision.Config)) *fixtu
 	approvals := approval.NewEngine(approval.Config{
 		Store: sqlstore.For[approval.Tx](f.store), Providers: providers, UseWithin: time.Minute, Metrics: metrics, Logger: log,
 	})
+	keeper, err := audit.NewKeeper([]byte("digest key"), nil)
+	f.must(err)
 	cfg := decision.Config{
 		Identity: verifier, Policy: engine, Store: sqlstore.For[decision.Tx](f.store), Approvals: approvals, Providers: providers,
 		Minters:  map[string]lease.Minter{"m": f.minter},
 		Sessions: session.Settings{DefaultAge: time.Hour, MaxAge: time.Hour}, OpenOnDecide: true,
-		PromptLife: time.Minute, MaxPending: 3, Metrics: metrics, Logger: log,
+		PromptLife: time.Minute, MaxPending: 3, Keeper: keeper, Metrics: metrics, Logger: log,
 	}
 	if change != nil {
 		change(&cfg)
@@ -181,7 +183,7 @@ func (f *fixture) entries() map[audit.Kind]int {
 	f.t.Helper()
 	n := map[audit.Kind]int{}
 	f.must(f.store.View(context.Background(), func(tx *sqlstore.Tx) error {
-		all, err := tx.Audit(context.Background(), 0, 100_000)
+		all, err := tx.Unsequenced(context.Background(), 100_000)
 		for _, e := range all {
 			n[e.Kind]++
 		}

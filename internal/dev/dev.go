@@ -107,7 +107,7 @@ func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.Server, err = server.New(ctx, wc, cfg.Logger)
+	d.Server, err = server.New(ctx, wc, false, cfg.Logger)
 	return d, err
 }
 

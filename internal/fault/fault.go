@@ -24,6 +24,7 @@ const (
 	SessionEnded         Code = "session_ended"          // the session is over
 	IdempotencyConflict  Code = "idempotency_conflict"   // the key was used with another body
 	LeaseEnded           Code = "lease_ended"            // a retry of a decision whose credential is gone
+	OutcomeConflict      Code = "outcome_conflict"       // the decision has another outcome, or can have none
 	BodyTooLarge         Code = "body_too_large"         // more bytes than the limit
 	UnsupportedMediaType Code = "unsupported_media_type" // the body is not of the documented type
 	MintFailed           Code = "mint_failed"            // decided, but the credential could not be made

@@ -215,3 +215,32 @@ func (a *API) releaseLease(w http.ResponseWriter, r *http.Request) error {
 		EndReason string      `json:"end_reason"`
 	}{l.ID, l.State, l.EndedAt, l.EndReason})
 }
+
+// outcomeBody is the request of POST /decisions/{id}/outcome.
+type outcomeBody struct {
+	Outcome string  `json:"outcome"`
+	Code    *string `json:"code"`
+}
+
+func (a *API) reportOutcome(w http.ResponseWriter, r *http.Request) error {
+	c, err := a.caller(r)
+	if err != nil {
+		return err
+	}
+	var b outcomeBody
+	if err := readJSON(w, r, &b); err != nil {
+		return err
+	}
+	report := decision.Report{Outcome: decision.Outcome(b.Outcome)}
+	if report.Code, err = optional("/code", b.Code); err != nil {
+		return err
+	}
+	got, err := a.Decider.Report(r.Context(), c, chi.URLParam(r, "id"), report)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, struct {
+		DecisionID string `json:"decision_id"`
+		Outcome    string `json:"outcome"`
+	}{got.ID, got.Outcome})
+}

@@ -16,6 +16,7 @@ import (
 	"github.com/writsec/writ/internal/decision"
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/minter"
 	"github.com/writsec/writ/internal/revocation"
 	"github.com/writsec/writ/internal/session"
@@ -36,6 +37,8 @@ type Config struct {
 	Revoker   *revocation.Revoker
 	Keys      *minter.Keys
 	Leases    LeaseStore
+	Uses      *lease.Uses
+	Evidence  EvidenceStore
 	Services  []Service
 
 	// ExternalURL is where callers reach this API.
@@ -75,11 +78,18 @@ func New(cfg Config) chi.Router {
 	// Each kind of caller has slots of its own, so that none keeps the others out.
 	r.With(a.bound(64)).Post("/revocations", a.handle(a.revoke))
 	r.With(a.bound(1024)).Post("/introspect", a.handle(a.introspect))
+	r.Group(func(r chi.Router) {
+		r.Use(a.bound(32))
+		r.Get("/audit/checkpoint", a.handle(a.checkpoint))
+		r.Get("/audit/entries", a.handle(a.entries))
+		r.Get("/audit/proof", a.handle(a.proof))
+	})
 	r.Group(func(r chi.Router) { // requests that may be held
 		r.Use(a.bound(4096))
 		r.Post("/decide", a.handle(a.decide))
 		r.Post("/v1/decide", a.handle(a.decide))
 		r.Post("/sessions", a.handle(a.openSession))
+		r.Post("/decisions/{id}/outcome", a.handle(a.reportOutcome))
 		r.Get("/approvals/{id}", a.handle(a.getApproval))
 	})
 	r.Group(func(r chi.Router) { // short, and without a body

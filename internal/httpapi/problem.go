@@ -31,6 +31,7 @@ var problemKinds = map[fault.Code]struct {
 	fault.SessionEnded:         {http.StatusConflict, "The session is over"},
 	fault.IdempotencyConflict:  {http.StatusConflict, "The Idempotency-Key was used for another request"},
 	fault.LeaseEnded:           {http.StatusConflict, "The credential of this decision has ended"},
+	fault.OutcomeConflict:      {http.StatusConflict, "The decision has another outcome, or can have none"},
 	fault.BodyTooLarge:         {http.StatusRequestEntityTooLarge, "The body is too large"},
 	fault.UnsupportedMediaType: {http.StatusUnsupportedMediaType, "The body is of the wrong type"},
 	fault.MintFailed:           {http.StatusServiceUnavailable, "The credential could not be made"},

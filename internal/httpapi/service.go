@@ -49,15 +49,19 @@ func (a *API) introspect(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return writeJSON(w, http.StatusOK, inactive)
 	}
-	alive := false
-	err = a.Leases.View(r.Context(), func(tx lease.Tx) error {
-		l, err := tx.Lease(r.Context(), leaseID)
+	var l lease.Lease
+	var known, alive bool
+	err = a.Leases.View(r.Context(), func(tx lease.Tx) (err error) {
+		l, err = tx.Lease(r.Context(), leaseID)
 		if fault.Is(err, fault.NotFound) {
 			return nil
 		}
-		alive = err == nil && l.Alive(tx.Now())
+		known, alive = err == nil, err == nil && l.Alive(tx.Now())
 		return err
 	})
+	if err == nil && known {
+		err = a.Uses.Seen(r.Context(), l, service.ID, alive)
+	}
 	switch {
 	case err != nil:
 		return err

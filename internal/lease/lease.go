@@ -41,8 +41,14 @@ type Lease struct {
 	CreatedAt time.Time
 	ExpiresAt time.Time
 	EndedAt   time.Time // zero while active
-	EndReason string    // released, expired, session_ended, operator, reissued, mint_failed
+	EndReason string    // released, expired, session_ended, operator, restored, or one of the two below
 }
+
+// Ends after which the act was not begun with this credential.
+const (
+	EndReissued   = "reissued"    // a retry got another
+	EndMintFailed = "mint_failed" // it never was
+)
 
 // Alive reports whether the credential is good at now.
 func (l Lease) Alive(now time.Time) bool { return l.State == Active && now.Before(l.ExpiresAt) }
@@ -122,6 +128,9 @@ type Tx interface {
 	// EndLease marks an active lease revoked at the transaction's time; otherwise
 	// ErrStale.
 	EndLease(ctx context.Context, id, reason string) error
+	// LoseOutcome marks the outcome of a decision unknown, and says whether nobody had
+	// reported one.
+	LoseOutcome(ctx context.Context, decision string) (bool, error)
 	// ActiveLeases lists active leases of the selection, oldest first.
 	ActiveLeases(ctx context.Context, s Selection, limit int) ([]Lease, error)
 }
@@ -164,7 +173,8 @@ func Begin(ctx context.Context, tx Tx, l Lease) error {
 	})
 }
 
-// End revokes one lease. Ending one that has ended changes nothing.
+// End revokes one lease. Ending one that has ended changes nothing. An act whose
+// outcome nobody reported by then is recorded as unknown.
 func End(ctx context.Context, tx Tx, l Lease, reason string, operator identity.Ref) error {
 	switch err := tx.EndLease(ctx, l.ID, reason); {
 	case errors.Is(err, ErrStale):
@@ -172,10 +182,19 @@ func End(ctx context.Context, tx Tx, l Lease, reason string, operator identity.R
 	case err != nil:
 		return err
 	}
-	return audit.Append(ctx, tx, audit.Entry{
+	e := audit.Entry{
 		Kind: audit.LeaseRevoked, Session: l.Session, Decision: l.Decision, Lease: l.ID,
 		User: l.User, Agent: l.Agent, Operator: operator, Detail: map[string]any{"reason": reason},
-	})
+	}
+	if err := audit.Append(ctx, tx, e); err != nil || reason == EndReissued || reason == EndMintFailed {
+		return err
+	}
+	lost, err := tx.LoseOutcome(ctx, l.Decision)
+	if err != nil || !lost {
+		return err
+	}
+	e.Kind, e.Operator, e.Detail = audit.DecisionOutcome, identity.Ref{}, map[string]any{"outcome": "unknown", "by": "writ"}
+	return audit.Append(ctx, tx, e)
 }
 
 // Ended counts the leases that were ended, by kind.

@@ -116,7 +116,7 @@ func inWorld(t *testing.T, f func(w *world)) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "writ.db")
 	synctest.Test(t, func(t *testing.T) {
-		store, err := sqlstore.Open(t.Context(), sqlstore.Config{Path: path, Now: time.Now, Logger: quiet})
+		store, err := sqlstore.Open(t.Context(), sqlstore.Config{URL: "sqlite:" + path, Now: time.Now, Logger: quiet})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -159,7 +159,7 @@ func (w *world) get(id string) (l lease.Lease) {
 func (w *world) entries(id string) (out []string) {
 	w.t.Helper()
 	w.in(func(tx *sqlstore.Tx) error {
-		es, err := tx.Audit(w.ctx, 0, 10000)
+		es, err := tx.Unsequenced(w.ctx, 10000)
 		for _, e := range es {
 			if e.Lease == id {
 				out = append(out, fmt.Sprint(e.Kind, " ", e.Detail["reason"]))

@@ -11,73 +11,102 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"sync/atomic"
+	"time"
 
 	"github.com/go-jose/go-jose/v4"
 )
 
-// KeyStore keeps private keys, encrypted.
+// KeyStore keeps private keys, encrypted, for all replicas.
 type KeyStore interface {
-	// SigningKeys lists the private keys (PKCS #8) by id, oldest first.
+	// SigningKeys lists the keys that are believed, oldest first.
 	SigningKeys(ctx context.Context) ([]StoredKey, error)
-	// AddSigningKey stores one.
-	AddSigningKey(ctx context.Context, k StoredKey) error
+	// FirstSigningKey stores the first one; it does nothing if there is one.
+	FirstSigningKey(ctx context.Context, k StoredKey) error
+	// Now is the clock by which keys become active.
+	Now() time.Time
 }
 
 // StoredKey is a private key and its id.
 type StoredKey struct {
-	ID    string // the RFC 7638 thumbprint of the public key
-	PKCS8 []byte
+	ID       string    // the RFC 7638 thumbprint of the public key
+	PKCS8    []byte    // PKCS #8
+	ActiveAt time.Time // signs from then on; verifiers may know it before
 }
 
 // Keys are what Writ signs credentials with: ES256, which the most verifiers know.
+// They follow the store, where another replica may rotate them.
 type Keys struct {
-	signer  jose.Signer
-	public  jose.JSONWebKeySet
-	byKeyID map[string]jose.JSONWebKey
+	store   KeyStore
+	current atomic.Pointer[keySet]
 }
 
-// LoadKeys reads the signing keys and makes the first one where there is none. The
-// newest signs.
+// keySet is the keys of one moment.
+type keySet struct {
+	signers []signer // newest first
+	public  jose.JSONWebKeySet
+	byID    map[string]jose.JSONWebKey
+}
+
+type signer struct {
+	jose.Signer
+	activeAt time.Time
+}
+
+// LoadKeys reads the signing keys and makes the first one where there is none.
 func LoadKeys(ctx context.Context, store KeyStore) (*Keys, error) {
+	k := &Keys{store: store}
 	stored, err := store.SigningKeys(ctx)
+	if err == nil && len(stored) == 0 {
+		first, keyErr := NewKey()
+		if keyErr != nil {
+			return nil, fmt.Errorf("make signing key: %w", keyErr)
+		}
+		if err := store.FirstSigningKey(ctx, first); err != nil {
+			return nil, fmt.Errorf("store signing key: %w", err)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("load signing keys: %w", err)
 	}
-	if len(stored) == 0 {
-		k, err := newKey()
-		if err != nil {
-			return nil, fmt.Errorf("make signing key: %w", err)
-		}
-		if err := store.AddSigningKey(ctx, k); err != nil {
-			return nil, fmt.Errorf("store signing key: %w", err)
-		}
-		stored = []StoredKey{k}
+	return k, k.Refresh(ctx)
+}
+
+// Refresh reads the keys again.
+func (k *Keys) Refresh(ctx context.Context) error {
+	stored, err := k.store.SigningKeys(ctx)
+	if err != nil {
+		return fmt.Errorf("load signing keys: %w", err)
 	}
-	keys := &Keys{byKeyID: map[string]jose.JSONWebKey{}}
-	var newest jose.JSONWebKey
+	if len(stored) == 0 {
+		return errors.New("load signing keys: there is none")
+	}
+	set := &keySet{byID: map[string]jose.JSONWebKey{}}
 	for _, s := range stored {
 		parsed, err := x509.ParsePKCS8PrivateKey(s.PKCS8)
 		if err != nil {
-			return nil, fmt.Errorf("load signing key %s: %w", s.ID, err)
+			return fmt.Errorf("load signing key %s: %w", s.ID, err)
 		}
 		private, ok := parsed.(*ecdsa.PrivateKey)
 		if !ok || private.Curve != elliptic.P256() {
-			return nil, fmt.Errorf("load signing key %s: not a P-256 key", s.ID)
+			return fmt.Errorf("load signing key %s: not a P-256 key", s.ID)
 		}
-		newest = jose.JSONWebKey{Key: private, KeyID: s.ID, Algorithm: string(jose.ES256), Use: "sig"}
-		public := newest.Public()
-		keys.public.Keys = append(keys.public.Keys, public)
-		keys.byKeyID[s.ID] = public
+		key := jose.JSONWebKey{Key: private, KeyID: s.ID, Algorithm: string(jose.ES256), Use: "sig"}
+		js, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, (&jose.SignerOptions{}).WithType("at+jwt"))
+		if err != nil {
+			return fmt.Errorf("make signer: %w", err)
+		}
+		public := key.Public()
+		set.public.Keys = append(set.public.Keys, public)
+		set.byID[s.ID] = public
+		set.signers = append([]signer{{js, s.ActiveAt}}, set.signers...)
 	}
-	keys.signer, err = jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: newest},
-		(&jose.SignerOptions{}).WithType("at+jwt"))
-	if err != nil {
-		return nil, fmt.Errorf("make signer: %w", err)
-	}
-	return keys, nil
+	k.current.Store(set)
+	return nil
 }
 
-func newKey() (StoredKey, error) {
+// NewKey makes a signing key.
+func NewKey() (StoredKey, error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return StoredKey{}, err
@@ -94,11 +123,19 @@ func newKey() (StoredKey, error) {
 }
 
 // JWKS is the set that verifiers fetch (RFC 7517 §5).
-func (k *Keys) JWKS() jose.JSONWebKeySet { return k.public }
+func (k *Keys) JWKS() jose.JSONWebKeySet { return k.current.Load().public }
 
-// sign makes a compact JWS.
+// sign makes a compact JWS, by the newest key that every verifier can know by now.
 func (k *Keys) sign(payload []byte) (string, error) {
-	jws, err := k.signer.Sign(payload)
+	set, now := k.current.Load(), k.store.Now()
+	chosen := set.signers[len(set.signers)-1]
+	for _, s := range set.signers {
+		if !now.Before(s.activeAt) {
+			chosen = s
+			break
+		}
+	}
+	jws, err := chosen.Sign(payload)
 	if err != nil {
 		return "", fmt.Errorf("sign: %w", err)
 	}
@@ -112,7 +149,7 @@ func (k *Keys) verify(token string) ([]byte, error) {
 		return nil, errors.New("not a token of ours")
 	}
 	header := jws.Signatures[0].Header
-	key, ok := k.byKeyID[header.KeyID]
+	key, ok := k.current.Load().byID[header.KeyID]
 	if !ok || header.ExtraHeaders[jose.HeaderType] != "at+jwt" {
 		return nil, errors.New("not a token of ours")
 	}

@@ -28,7 +28,7 @@ const (
 
 func openStore(t *testing.T, path string) *sqlstore.Store {
 	t.Helper()
-	s, err := sqlstore.Open(t.Context(), sqlstore.Config{Path: path, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+	s, err := sqlstore.Open(t.Context(), sqlstore.Config{URL: "sqlite:" + path, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,8 +43,17 @@ type Approval struct {
 	AuthTime time.Time // when; zero where the provider did not say
 }
 
-// value builds the input document.
+// value builds the input document as the evaluator takes it.
 func (in Input) value() (ast.Value, error) {
+	v, err := ast.InterfaceToValue(in.Document())
+	if err != nil {
+		return nil, fmt.Errorf("build policy input: %w", err)
+	}
+	return v, nil
+}
+
+// Document is what policy sees as input, and what can be kept to decide again.
+func (in Input) Document() map[string]any {
 	session := map[string]any{
 		"id": in.Session.ID, "labels": list(in.Session.Labels), "counters": counters(in.Session.Counters),
 		"started_at": in.Session.StartedAt.UTC().Format(time.RFC3339Nano),
@@ -79,11 +88,7 @@ func (in Input) value() (ast.Value, error) {
 		}
 		doc["approvals"] = out
 	}
-	v, err := ast.InterfaceToValue(doc)
-	if err != nil {
-		return nil, fmt.Errorf("build policy input: %w", err)
-	}
-	return v, nil
+	return doc
 }
 
 func principal(p identity.Principal) map[string]any {

@@ -19,6 +19,9 @@ import (
 type Expirer struct {
 	*Revoker
 	Logger *slog.Logger
+	// KeepRecords is how long ended sessions are kept with all that belongs to them;
+	// KeepInputs, what decisions were made on. Zero: for ever.
+	KeepRecords, KeepInputs time.Duration
 }
 
 const (
@@ -71,8 +74,25 @@ func (e *Expirer) step(ctx context.Context) (more bool, err error) {
 			}
 		}
 		forgotten, err := tx.ForgetReplays(ctx, tx.Now().Add(-keyAge), expireBatch)
+		if err != nil {
+			return err
+		}
+		if e.KeepRecords > 0 {
+			n, err := tx.ForgetSessions(ctx, tx.Now().Add(-e.KeepRecords), expireBatch)
+			if err != nil {
+				return err
+			}
+			forgotten = max(forgotten, n)
+		}
+		if e.KeepInputs > 0 {
+			n, err := tx.ForgetInputs(ctx, tx.Now().Add(-e.KeepInputs), expireBatch)
+			if err != nil {
+				return err
+			}
+			forgotten = max(forgotten, n)
+		}
 		more = len(leases) == expireBatch || len(sessions) == expireBatch || forgotten == expireBatch
-		return err
+		return nil
 	})
 	if errors.Is(err, session.ErrChanged) || errors.Is(err, approval.ErrStale) {
 		return true, nil // a parallel transaction was faster; look again

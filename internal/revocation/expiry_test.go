@@ -21,7 +21,7 @@ func (w *world) ends() map[string]int {
 	w.t.Helper()
 	out := map[string]int{}
 	err := w.View(w.t.Context(), func(tx *sqlstore.Tx) error {
-		entries, err := tx.Audit(w.t.Context(), 0, 10_000)
+		entries, err := tx.Unsequenced(w.t.Context(), 10_000)
 		for _, e := range entries {
 			if e.Kind == audit.LeaseRevoked || e.Kind == audit.SessionEnded || e.Kind == audit.ApprovalClosed {
 				reason, _ := e.Detail["reason"].(string)

@@ -29,6 +29,11 @@ type Tx interface {
 	// ForgetReplays drops idempotency keys that were first used before a time, and says
 	// how many.
 	ForgetReplays(ctx context.Context, before time.Time, limit int) (int64, error)
+	// ForgetSessions drops sessions that ended before a time, with their decisions,
+	// approvals and leases, unless one of these has not ended; it says how many.
+	ForgetSessions(ctx context.Context, before time.Time, limit int) (int64, error)
+	// ForgetInputs drops what decisions before a time were made on.
+	ForgetInputs(ctx context.Context, before time.Time, limit int) (int64, error)
 }
 
 // Store runs transactions.

@@ -58,7 +58,7 @@ func newWorld(t *testing.T) *world {
 	}
 	var err error
 	w.Store, err = sqlstore.Open(t.Context(), sqlstore.Config{
-		Path: filepath.Join(t.TempDir(), "writ.db"), Now: func() time.Time { return w.now }, Logger: slog.New(slog.DiscardHandler),
+		URL: "sqlite:" + filepath.Join(t.TempDir(), "writ.db"), Now: func() time.Time { return w.now }, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -210,7 +210,7 @@ func TestKillSwitchIsRecordedAndCounted(t *testing.T) {
 	var entry *audit.Entry
 	ended := 0
 	err := w.View(t.Context(), func(tx *sqlstore.Tx) error {
-		es, err := tx.Audit(t.Context(), 0, 100)
+		es, err := tx.Unsequenced(t.Context(), 100)
 		for _, e := range es {
 			switch e.Kind {
 			case audit.OperatorRevoked:

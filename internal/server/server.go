@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -45,12 +44,15 @@ type Server struct {
 	policy   *policy.Engine
 	identity *identity.Verifier
 	loops    []func(context.Context) error
+	last     []func(context.Context) error // end one after the other, once all else is still
 	api, ops listener
 	stopping chan struct{} // closed when a stop begins
 }
 
-// New opens the store, loads keys and policies and binds both listeners.
-func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, err error) {
+// New opens the store, loads keys and policies and binds both listeners. restored
+// says that the store comes from a backup, where that can't be seen from copies of
+// the log's checkpoints.
+func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger) (_ *Server, err error) {
 	s := &Server{log: log, stopping: make(chan struct{})}
 	defer func() {
 		if err != nil {
@@ -63,9 +65,13 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, e
 	if err != nil {
 		return nil, err
 	}
-	s.store, err = sqlstore.Open(ctx, sqlstore.Config{
-		Path: strings.TrimPrefix(cfg.Store, "sqlite:"), Root: sqlstore.RootKey(root), Now: time.Now, Logger: log,
-	})
+	if s.store, err = OpenStore(ctx, cfg, root, metrics, log); err != nil {
+		return nil, err
+	}
+	if err := s.openLog(ctx, cfg, restored); err != nil {
+		return nil, err
+	}
+	keeper, err := newKeeper(ctx, cfg.Audit, s.store)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +83,7 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, e
 	if err := s.policy.Load(ctx); err != nil && ctx.Err() != nil {
 		return nil, err
 	}
-	if s.identity, err = newIdentity(cfg.Issuers, log); err != nil {
+	if s.identity, err = newIdentity(cfg.Issuers, s.store.Now, log); err != nil {
 		return nil, err
 	}
 	keys, err := minter.LoadKeys(ctx, s.store)
@@ -97,6 +103,7 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, e
 		Store: sqlstore.For[approval.Tx](s.store), Providers: providers, UseWithin: cfg.Approvals.UseWithin,
 		Stopping: s.stopping, Metrics: metrics, Logger: log,
 	})
+	uses := &lease.Uses{Store: sqlstore.For[audit.Tx](s.store), Logger: log}
 	revoker := &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics}
 	settings := session.Settings{DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge}
 	handler := httpapi.New(httpapi.Config{
@@ -104,17 +111,21 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Server, e
 		Decider: decision.New(decision.Config{
 			Identity: s.identity, Policy: s.policy, Store: sqlstore.For[decision.Tx](s.store), Approvals: approvals,
 			Providers: providers, Minters: newMinters(cfg, keys), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
-			PromptLife: cfg.Approvals.ExpiresIn, MaxPending: cfg.Approvals.MaxPending, Metrics: metrics, Logger: log,
+			PromptLife: cfg.Approvals.ExpiresIn, MaxPending: cfg.Approvals.MaxPending, Keeper: keeper, Metrics: metrics, Logger: log,
 		}),
 		Sessions:  &session.Manager{Store: sqlstore.For[session.Tx](s.store), Settings: settings},
 		Approvals: approvals,
 		Revoker:   revoker,
-		Keys:      keys, Leases: sqlstore.For[lease.Tx](s.store), Services: services,
+		Keys:      keys, Leases: sqlstore.For[lease.Tx](s.store), Uses: uses, Services: services,
+		Evidence:    sqlstore.For[httpapi.EvidenceTx](s.store),
 		ExternalURL: cfg.ExternalURL, BehindProxy: cfg.BehindProxy, MaxWait: cfg.Approvals.MaxWait,
 		Metrics: metrics, Logger: log,
 	})
-	expirer := &revocation.Expirer{Revoker: revoker, Logger: log}
-	s.loops = []func(context.Context) error{s.policy.Run, s.identity.Run, approvals.Run, expirer.Run}
+	expirer := &revocation.Expirer{
+		Revoker: revoker, Logger: log, KeepRecords: cfg.Retention.Records, KeepInputs: cfg.Retention.Inputs,
+	}
+	s.loops = []func(context.Context) error{s.policy.Run, s.identity.Run, approvals.Run, expirer.Run, s.watch(metrics, keys, root)}
+	s.last = []func(context.Context) error{uses.Run, s.newSequencer(metrics).Run, s.newCopier(cfg.Audit.Copies, metrics).Run}
 
 	if s.api, err = listen(cfg.Listen, handler, cfg.Approvals.MaxWait+30*time.Second, log); err != nil {
 		return nil, err
@@ -147,6 +158,8 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, run := range s.loops {
 		g.Go(func() error { return run(loops) })
 	}
+	endLast := s.runLast(context.WithoutCancel(ctx))
+	defer endLast()
 	for _, l := range []listener{s.api, s.ops} {
 		g.Go(func() error {
 			if err := l.server.Serve(l.Listener); !errors.Is(err, http.ErrServerClosed) {
@@ -169,6 +182,26 @@ func (s *Server) Run(ctx context.Context) error {
 	err := g.Wait()
 	s.log.InfoContext(ctx, "writ has stopped")
 	return err
+}
+
+// runLast runs what records the work of the others: each goes on until those before
+// it have ended.
+func (s *Server) runLast(ctx context.Context) (end func()) {
+	var stops []func()
+	for _, run := range s.last {
+		one, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = run(one) // these end without error
+		}()
+		stops = append(stops, func() { cancel(); <-done })
+	}
+	return func() {
+		for _, stop := range stops {
+			stop()
+		}
+	}
 }
 
 func (s *Server) close() {
@@ -242,8 +275,8 @@ func newPolicy(cfg config.Policy, store *sqlstore.Store, m *telemetry.Metrics, l
 	return policy.New(c)
 }
 
-func newIdentity(issuers []config.Issuer, log *slog.Logger) (*identity.Verifier, error) {
-	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: time.Now, Logger: log}
+func newIdentity(issuers []config.Issuer, now func() time.Time, log *slog.Logger) (*identity.Verifier, error) {
+	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: now, Logger: log}
 	for _, is := range issuers {
 		out := identity.Issuer{
 			URL: is.Issuer, Audience: is.Audience, Algorithms: is.Algorithms, JWKSFile: is.JWKSFile,

@@ -50,7 +50,7 @@ func newConfig(t *testing.T) config.Config {
 // start runs a Writ until the returned stop, which reports how it ended.
 func start(t *testing.T, c config.Config) (*server.Server, func() error) {
 	t.Helper()
-	s, err := server.New(t.Context(), c, slog.New(slog.DiscardHandler))
+	s, err := server.New(t.Context(), c, false, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func TestRefusesToStart(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := newConfig(t)
 			tt.spoil(t, &c)
-			_, err := server.New(t.Context(), c, slog.New(slog.DiscardHandler))
+			_, err := server.New(t.Context(), c, false, slog.New(slog.DiscardHandler))
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("New = %v, want %q", err, tt.want)
 			}

@@ -39,7 +39,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, now: noon}
 	var err error
 	w.Store, err = sqlstore.Open(t.Context(), sqlstore.Config{
-		Path: filepath.Join(t.TempDir(), "writ.db"), Now: func() time.Time { return w.now }, Logger: slog.New(slog.DiscardHandler),
+		URL: "sqlite:" + filepath.Join(t.TempDir(), "writ.db"), Now: func() time.Time { return w.now }, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -224,7 +224,7 @@ func TestEnd(t *testing.T) {
 	}
 	var kinds []audit.Kind
 	err := w.View(t.Context(), func(tx *sqlstore.Tx) error {
-		es, err := tx.Audit(t.Context(), 0, 10)
+		es, err := tx.Unsequenced(t.Context(), 10)
 		for _, e := range es {
 			kinds = append(kinds, e.Kind)
 		}

@@ -44,14 +44,14 @@ func (t *Tx) InsertApproval(ctx context.Context, a approval.Approval) error {
 		  $21, $22, $23, $24, $25, $26, $27, $28, $29, $30)`,
 		a.ID, a.Version, a.State, a.Reason, a.Session, a.User.Issuer, a.User.ID, a.Agent.Issuer, a.Agent.ID, a.IntentHash,
 		a.Approver, a.ApproverRef.Issuer, a.ApproverRef.ID, a.Hint, a.Message, a.Code, asJSON(a.ACRValues),
-		micros(a.CreatedAt), micros(a.SentAt), micros(a.ExpiresAt), a.Interval.Microseconds(), micros(a.PolledAt), a.Polling, a.Failures, micros(a.DueAt),
+		micros(a.CreatedAt), micros(a.SentAt), micros(a.ExpiresAt), a.Interval.Microseconds(), micros(a.PolledAt), flag(a.Polling), a.Failures, micros(a.DueAt),
 		t.seal.seal([]byte(a.AuthReqID), authReqIDColumn, a.ID), t.seal.seal(a.Answer, answerColumn, a.ID), a.ACR, asJSON(a.AMR), micros(a.AuthTime))
 	return err
 }
 
 // Approval implements approval.Tx.
 func (t *Tx) Approval(ctx context.Context, id string) (approval.Approval, error) {
-	return one(ctx, t, "read approval", t.scanApproval, `SELECT `+approvalColumns+` FROM approvals WHERE id = $1`, id)
+	return one(ctx, t, "read approval", t.scanApproval, `SELECT `+approvalColumns+` FROM approvals WHERE id = $1`+t.kept(), id)
 }
 
 // UpdateApproval implements approval.Tx.
@@ -62,7 +62,7 @@ func (t *Tx) UpdateApproval(ctx context.Context, a *approval.Approval) error {
 		  acr = $12, amr = $13, auth_time = $14
 		WHERE id = $15 AND version = $16`,
 		a.State, a.Reason, micros(a.SentAt), micros(a.ExpiresAt), a.Interval.Microseconds(),
-		micros(a.PolledAt), a.Polling, a.Failures, micros(a.DueAt),
+		micros(a.PolledAt), flag(a.Polling), a.Failures, micros(a.DueAt),
 		t.seal.seal([]byte(a.AuthReqID), authReqIDColumn, a.ID), t.seal.seal(a.Answer, answerColumn, a.ID),
 		a.ACR, asJSON(a.AMR), micros(a.AuthTime), a.ID, a.Version)
 	if err == nil {
@@ -73,10 +73,13 @@ func (t *Tx) UpdateApproval(ctx context.Context, a *approval.Approval) error {
 
 // JoinableApproval implements approval.Tx.
 func (t *Tx) JoinableApproval(ctx context.Context, hash string, approver identity.Ref, except string) (approval.Approval, bool, error) {
+	if err := t.alone(ctx, "approver "+approver.String()); err != nil {
+		return approval.Approval{}, false, err
+	}
 	return found(one(ctx, t, "find joinable approval", t.scanApproval, `SELECT `+approvalColumns+` FROM approvals
 		WHERE approver_subject = $1 AND approver_issuer = $2 AND intent_hash = $3 AND id <> $4
 		  AND (state IN `+openStates+` OR state = 'approved' AND expires_at > $5)
-		ORDER BY created_at DESC, id DESC LIMIT 1`,
+		ORDER BY created_at DESC, id DESC LIMIT 1`+t.kept(),
 		approver.ID, approver.Issuer, hash, except, micros(t.now)))
 }
 
@@ -90,14 +93,14 @@ func (t *Tx) CountOpenApprovals(ctx context.Context, approver identity.Ref) (int
 // SessionApprovals implements approval.Tx.
 func (t *Tx) SessionApprovals(ctx context.Context, session string) ([]approval.Approval, error) {
 	return some(ctx, t, "list approvals", t.scanApproval, `SELECT `+approvalColumns+` FROM approvals
-		WHERE session = $1 AND (state = 'approved' OR state IN `+openStates+`) ORDER BY id`, session)
+		WHERE session = $1 AND (state = 'approved' OR state IN `+openStates+`) ORDER BY id`+t.kept(), session)
 }
 
 // DueApproval implements approval.Tx.
 func (t *Tx) DueApproval(ctx context.Context) (approval.Approval, bool, error) {
 	return found(one(ctx, t, "find due approval", t.scanApproval, `SELECT `+approvalColumns+` FROM approvals
 		WHERE due_at <= $1 AND state IN ('created', 'requesting', 'pending', 'redeemed', 'approved')
-		ORDER BY due_at LIMIT 1`, micros(t.now)))
+		ORDER BY due_at LIMIT 1`+t.claimed(), micros(t.now)))
 }
 
 // found turns fault.NotFound into ok false.
@@ -106,4 +109,12 @@ func found[T any](v T, err error) (T, bool, error) {
 		return v, false, nil
 	}
 	return v, err == nil, err
+}
+
+// flag is a truth as a column of numbers has it.
+func flag(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
 }

@@ -24,16 +24,29 @@ func (t *Tx) InsertDecision(ctx context.Context, r decision.Record) error {
 func (t *Tx) Decision(ctx context.Context, id string) (decision.Record, error) {
 	return one(ctx, t, "read decision", func(row scanner) (r decision.Record, err error) {
 		err = row.Scan(&r.ID, timeOf(&r.At), &r.Session, &r.User.Issuer, &r.User.ID, &r.Agent.Issuer, &r.Agent.ID, &r.IntentHash,
-			jsonOf(&r.Answer), &r.Approval, &r.Lease)
+			jsonOf(&r.Answer), &r.Approval, &r.Lease, &r.Outcome, &r.OutcomeBy)
 		return r, err
-	}, `SELECT id, at, session, user_issuer, user_subject, agent_issuer, agent_subject, intent_hash, answer, approval, lease
-		FROM decisions WHERE id = $1`, id)
+	}, `SELECT id, at, session, user_issuer, user_subject, agent_issuer, agent_subject, intent_hash, answer, approval, lease,
+		  outcome, outcome_by
+		FROM decisions WHERE id = $1`+t.kept(), id)
 }
 
 // SetDecisionLease implements decision.Tx.
 func (t *Tx) SetDecisionLease(ctx context.Context, decision, lease string) error {
 	_, err := t.exec(ctx, "set decision lease", `UPDATE decisions SET lease = $1 WHERE id = $2`, lease, decision)
 	return err
+}
+
+// SetOutcome implements decision.Tx.
+func (t *Tx) SetOutcome(ctx context.Context, id string, o decision.Outcome) error {
+	return t.change(ctx, session.ErrChanged, "set outcome",
+		`UPDATE decisions SET outcome = $1, outcome_by = 'agent' WHERE id = $2 AND outcome_by <> 'agent'`, o, id)
+}
+
+// LoseOutcome implements lease.Tx.
+func (t *Tx) LoseOutcome(ctx context.Context, id string) (bool, error) {
+	n, err := t.exec(ctx, "lose outcome", `UPDATE decisions SET outcome = 'unknown', outcome_by = 'writ' WHERE id = $1 AND outcome = ''`, id)
+	return n > 0, err
 }
 
 // Replay implements decision.Tx.

@@ -26,7 +26,7 @@ func (t *Tx) InsertLease(ctx context.Context, l lease.Lease) error {
 
 // Lease implements lease.Tx.
 func (t *Tx) Lease(ctx context.Context, id string) (lease.Lease, error) {
-	return one(ctx, t, "read lease", scanLease, `SELECT `+leaseColumns+` FROM leases WHERE id = $1`, id)
+	return one(ctx, t, "read lease", scanLease, `SELECT `+leaseColumns+` FROM leases WHERE id = $1`+t.kept(), id)
 }
 
 // EndLease implements lease.Tx.
@@ -38,7 +38,7 @@ func (t *Tx) EndLease(ctx context.Context, id, reason string) error {
 
 // ActiveLeases implements lease.Tx.
 func (t *Tx) ActiveLeases(ctx context.Context, s lease.Selection, limit int) ([]lease.Lease, error) {
-	where, args := `FALSE`, []any{limit}
+	where, args, lock := `FALSE`, []any{limit}, t.kept()
 	switch {
 	case s.Decision != "":
 		where, args = `decision = $2`, append(args, s.Decision)
@@ -49,12 +49,12 @@ func (t *Tx) ActiveLeases(ctx context.Context, s lease.Selection, limit int) ([]
 	case !s.Agent.IsZero():
 		where, args = `agent_subject = $2 AND agent_issuer = $3`, append(args, s.Agent.ID, s.Agent.Issuer)
 	case s.Due:
-		where, args = `expires_at <= $2`, append(args, micros(t.now))
+		where, args, lock = `expires_at <= $2`, append(args, micros(t.now)), t.claimed()
 	case s.All:
 		where = `TRUE`
 	}
 	return some(ctx, t, "list active leases", scanLease,
-		`SELECT `+leaseColumns+` FROM leases WHERE state = 'active' AND `+where+` ORDER BY expires_at, id LIMIT $1`, args...)
+		`SELECT `+leaseColumns+` FROM leases WHERE state = 'active' AND `+where+` ORDER BY expires_at, id LIMIT $1`+lock, args...)
 }
 
 // CountActiveLeases counts a session's leases that have not ended.

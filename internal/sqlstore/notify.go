@@ -2,7 +2,7 @@ package sqlstore
 
 import "sync"
 
-// hub wakes those who wait for a topic.
+// hub wakes those of this process who wait for a topic.
 type hub struct {
 	mu       sync.Mutex
 	watchers map[string]map[chan struct{}]struct{}
@@ -28,16 +28,29 @@ func (h *hub) watch(topic string) (<-chan struct{}, func()) {
 	}
 }
 
-// wake never blocks: a watcher that has a wake-up waiting needs no second.
 func (h *hub) wake(topics []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, t := range topics {
-		for c := range h.watchers[t] {
-			select {
-			case c <- struct{}{}:
-			default:
-			}
+		wakeEach(h.watchers[t])
+	}
+}
+
+// wakeAll is for when it is unknown what happened.
+func (h *hub) wakeAll() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, watchers := range h.watchers {
+		wakeEach(watchers)
+	}
+}
+
+// wakeEach never blocks: a watcher that has a wake-up waiting needs no second.
+func wakeEach(watchers map[chan struct{}]struct{}) {
+	for c := range watchers {
+		select {
+		case c <- struct{}{}:
+		default:
 		}
 	}
 }

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"time"
 
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/session"
@@ -29,19 +30,23 @@ func (t *Tx) InsertSession(ctx context.Context, s session.Session) error {
 
 // Session implements session.Tx.
 func (t *Tx) Session(ctx context.Context, id string) (session.Session, error) {
-	return one(ctx, t, "read session", scanSession, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
+	return one(ctx, t, "read session", scanSession, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`+t.kept(), id)
 }
 
 // UpdateSession implements session.Tx.
 func (t *Tx) UpdateSession(ctx context.Context, s session.Session, touch bool) error {
-	step := 0
-	if touch {
-		step = 1
+	if !touch { // decisions that change nothing need not wait for one another
+		_, ok, err := found(one(ctx, t, "check session", func(r scanner) (n int, err error) { return n, r.Scan(&n) },
+			`SELECT 1 FROM sessions WHERE id = $1 AND version = $2 AND ended_at = 0`+t.share, s.ID, s.Version))
+		if err == nil && !ok {
+			return session.ErrChanged
+		}
+		return err
 	}
 	return t.change(ctx, session.ErrChanged, "update session", `
-		UPDATE sessions SET version = version + $1, labels = $2, counters = $3, ended_at = $4, end_reason = $5
-		WHERE id = $6 AND version = $7 AND ended_at = 0`,
-		step, asJSON(s.Labels), asJSON(s.Counters), micros(s.EndedAt), s.EndReason, s.ID, s.Version)
+		UPDATE sessions SET version = version + 1, labels = $1, counters = $2, ended_at = $3, end_reason = $4
+		WHERE id = $5 AND version = $6 AND ended_at = 0`,
+		asJSON(s.Labels), asJSON(s.Counters), micros(s.EndedAt), s.EndReason, s.ID, s.Version)
 }
 
 // LiveSessions implements revocation.Tx.
@@ -56,11 +61,40 @@ func (t *Tx) LiveSessions(ctx context.Context, user, agent identity.Ref, all boo
 		where = `TRUE`
 	}
 	return some(ctx, t, "list sessions", scanSession,
-		`SELECT `+sessionColumns+` FROM sessions WHERE ended_at = 0 AND ends_at > $1 AND `+where+` ORDER BY id`, args...)
+		`SELECT `+sessionColumns+` FROM sessions WHERE ended_at = 0 AND ends_at > $1 AND `+where+` ORDER BY id`+t.kept(), args...)
 }
 
 // DueSessions implements revocation.Tx.
 func (t *Tx) DueSessions(ctx context.Context, limit int) ([]session.Session, error) {
 	return some(ctx, t, "list due sessions", scanSession, `SELECT `+sessionColumns+` FROM sessions
-		WHERE ended_at = 0 AND ends_at <= $1 ORDER BY ends_at LIMIT $2`, micros(t.now), limit)
+		WHERE ended_at = 0 AND ends_at <= $1 ORDER BY ends_at LIMIT $2`+t.claimed(), micros(t.now), limit)
+}
+
+// ForgetSessions implements revocation.Tx.
+func (t *Tx) ForgetSessions(ctx context.Context, before time.Time, limit int) (int64, error) {
+	ids, err := some(ctx, t, "list old sessions", func(r scanner) (id string, err error) { return id, r.Scan(&id) }, `
+		SELECT id FROM sessions WHERE ended_at > 0 AND ended_at < $1
+		  AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.session = sessions.id AND leases.state <> 'revoked')
+		  AND NOT EXISTS (SELECT 1 FROM approvals WHERE approvals.session = sessions.id AND approvals.state IN `+openStates+`)
+		ORDER BY ended_at LIMIT $2`+t.claimed(), micros(before), limit)
+	if err != nil {
+		return 0, err
+	}
+	for _, id := range ids {
+		for _, table := range []string{"leases", "approvals", "decisions"} {
+			if _, err := t.exec(ctx, "forget "+table, `DELETE FROM `+table+` WHERE session = $1`, id); err != nil {
+				return 0, err
+			}
+		}
+		if _, err := t.exec(ctx, "forget session", `DELETE FROM sessions WHERE id = $1`, id); err != nil {
+			return 0, err
+		}
+	}
+	return int64(len(ids)), nil
+}
+
+// ForgetInputs implements revocation.Tx.
+func (t *Tx) ForgetInputs(ctx context.Context, before time.Time, limit int) (int64, error) {
+	return t.exec(ctx, "forget inputs", `DELETE FROM inputs WHERE decision IN
+		(SELECT decision FROM inputs WHERE at < $1 ORDER BY at LIMIT $2)`, micros(before), limit)
 }

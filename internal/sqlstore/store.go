@@ -1,6 +1,7 @@
-// Package sqlstore keeps Writ's state in SQL. All of a step's writes, and its
-// audit entries, are one transaction; time is the transaction's; and values that
-// could be used against anyone are encrypted before they reach a column.
+// Package sqlstore keeps Writ's state in SQL: in SQLite on one machine, in
+// PostgreSQL for several replicas, by the same statements. All of a step's writes,
+// and its audit entries, are one transaction; time is the transaction's; and values
+// that could be used against anyone are encrypted before they reach a column.
 package sqlstore
 
 import (
@@ -9,106 +10,128 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
-	"net/url"
-	"os"
-	"path/filepath"
+	"strings"
 	"time"
 
-	"github.com/gofrs/flock"
 	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/telemetry"
 )
 
-//go:embed migrations/sqlite/*.sql
+//go:embed migrations/*.sql
 var migrations embed.FS
 
 // Config opens a Store.
 type Config struct {
-	// Path of the SQLite database. It and its folder are made if they don't exist.
-	Path string
-	Root RootKey
-	// Now is the clock of this store's transactions.
-	Now    func() time.Time
-	Logger *slog.Logger
+	// URL is sqlite:PATH, whose file and folder are made if they don't exist, or
+	// postgres://….
+	URL string
+	// Password of the PostgreSQL role; "" where the server wants none.
+	Password string
+	Root     RootKey
+	// Relaxed commits to SQLite without waiting for the disk: they survive a killed
+	// process, not a power loss.
+	Relaxed bool
+	// Connections bounds those to PostgreSQL; 0 is the default, 16.
+	Connections int
+	// Tool opens the store beside a running Writ, for one command: nothing is
+	// migrated and no work taken over.
+	Tool bool
+	// Now is the clock of the transactions. nil: the process's clock for SQLite, the
+	// server's for PostgreSQL.
+	Now     func() time.Time
+	Metrics *telemetry.Metrics // nil: none
+	Logger  *slog.Logger
 }
 
-// Store is the state of one Writ.
+// Store is the state of one Writ, or of all replicas that share a database.
 type Store struct {
-	write *sql.DB // one connection: SQLite has one writer
-	read  *sql.DB
-	lock  *flock.Flock
-	seal  sealer
-	now   func() time.Time
-	hub   *hub
+	engine
+	*dialect
+	seal    *sealer
+	hub     *hub
+	metrics *telemetry.Metrics
 }
 
-// readers bounds the connections that only read.
-const readers = 8
+// engine is what differs between the databases beyond the text of a statement.
+type engine interface {
+	// update runs f in a transaction and commits if it returns nil. f may run again.
+	update(ctx context.Context, f func(*Tx) error) error
+	// begin starts a transaction that only reads one state.
+	begin(ctx context.Context) (q querier, now time.Time, end func(), err error)
+	// Now is the store's clock: the one that transactions have.
+	Now() time.Time
+	admin() *sql.DB
+	Close() error
+}
 
 // Open opens the database, brings its schema up to date and makes sure that the
 // root key is the one it was written under.
 func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
-	seal, err := newSealer(cfg.Root)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(filepath.Dir(cfg.Path), 0o700); err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
-	}
-	// The database holds personal data: it is the owner's alone from its first byte.
-	f, err := os.OpenFile(cfg.Path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
-	}
-	if err := f.Close(); err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
-	}
-	s := &Store{seal: seal, now: cfg.Now, hub: newHub(), lock: flock.New(cfg.Path + ".lock")}
+	s := &Store{hub: newHub(), metrics: cfg.Metrics}
 	defer func() {
-		if err != nil {
+		if err != nil && s.engine != nil {
 			_ = s.Close()
 		}
 	}()
-	switch locked, err := s.lock.TryLock(); {
-	case err != nil:
-		return nil, fmt.Errorf("open store: lock: %w", err)
-	case !locked:
-		return nil, fmt.Errorf("open store: another Writ uses %s", cfg.Path)
+	if path, ok := strings.CutPrefix(cfg.URL, "sqlite:"); ok {
+		s.dialect = &sqliteDialect
+		s.engine, err = openSQLite(ctx, cfg, path, s)
+	} else {
+		s.dialect = &postgresDialect
+		s.engine, err = openPostgres(ctx, cfg, s)
 	}
-	if s.write, err = sql.Open("sqlite", dsn(cfg.Path, "_txlock=immediate")); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s.write.SetMaxOpenConns(1)
-	if s.read, err = sql.Open("sqlite", dsn(cfg.Path, "_pragma=query_only(1)")); err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
-	}
-	s.read.SetMaxOpenConns(readers)
-	if err := migrate(ctx, s.write, cfg.Logger); err != nil {
+	if err := s.migrate(ctx, cfg); err != nil {
 		return nil, err
 	}
-	if err := s.checkRootKey(ctx); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", cfg.Path, err)
+	if s.seal, err = s.unlock(ctx, cfg.Root); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", s.name(), err)
 	}
-	return s, s.recover(ctx)
+	return s, s.ready(ctx)
 }
 
-func dsn(path, extra string) string {
-	u := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}
-	return u.String() + "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)&" + extra
+// ready begins the engine's own work, where it has any.
+func (s *Store) ready(ctx context.Context) error {
+	if e, ok := s.engine.(interface{ start(context.Context) error }); ok {
+		return e.start(ctx)
+	}
+	return nil
 }
 
-func migrate(ctx context.Context, db *sql.DB, log *slog.Logger) error {
-	files, err := fs.Sub(migrations, "migrations/sqlite")
+func (s *Store) name() string {
+	if e, ok := s.engine.(fmt.Stringer); ok {
+		return e.String()
+	}
+	return ""
+}
+
+// migrate brings the schema up to date; of replicas that start at once one does it,
+// while the others wait. A tool changes nothing.
+func (s *Store) migrate(ctx context.Context, cfg Config) error {
+	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return fmt.Errorf("migrate store: %w", err)
 	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithSlog(log))
+	p, err := s.gooseProvider(translated{files, s.types}, cfg.Logger)
 	if err != nil {
 		return fmt.Errorf("migrate store: %w", err)
+	}
+	if cfg.Tool {
+		pending, err := p.HasPending(ctx)
+		if err == nil && pending {
+			err = errors.New("its schema is of an older version: start writ serve of this version once")
+		}
+		if err != nil {
+			return fmt.Errorf("open store: %w", err)
+		}
+		return nil
 	}
 	if _, err := p.Up(ctx); err != nil {
 		return fmt.Errorf("migrate store: %w", err)
@@ -116,71 +139,99 @@ func migrate(ctx context.Context, db *sql.DB, log *slog.Logger) error {
 	return nil
 }
 
-// recover makes work due that a killed process had taken: the lock says that it is
-// gone. A poll still waits for its interval, and a second more, since it was sent
-// after its time was recorded.
-func (s *Store) recover(ctx context.Context) error {
-	_, err := s.write.ExecContext(ctx, `
-		UPDATE approvals SET due_at = CASE state WHEN 'pending' THEN min(polled_at + interval_us + 1000000, expires_at) ELSE 0 END
-		WHERE state IN ('requesting', 'redeemed') OR state = 'pending' AND polling = 1`)
-	if err != nil {
-		return fmt.Errorf("recover store: %w", err)
+func (s *Store) gooseProvider(files fs.FS, log *slog.Logger) (*goose.Provider, error) {
+	options := []goose.ProviderOption{goose.WithSlog(log)}
+	if s.locker != nil {
+		locker, err := s.locker()
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, goose.WithSessionLocker(locker))
 	}
-	return nil
+	return goose.NewProvider(s.goose, s.admin(), files, options...)
 }
 
-// Close releases the database.
-func (s *Store) Close() error {
-	var errs []error
-	if s.read != nil {
-		errs = append(errs, s.read.Close())
-	}
-	if s.write != nil {
-		errs = append(errs, s.write.Close())
-	}
-	return errors.Join(append(errs, s.lock.Unlock())...)
+// translated shows the migrations with the column types of a dialect.
+type translated struct {
+	fs.FS
+	types *strings.Replacer
 }
+
+// Open implements fs.FS.
+func (t translated) Open(name string) (fs.File, error) {
+	f, err := t.FS.Open(name)
+	if err != nil || !strings.HasSuffix(name, ".sql") {
+		return f, err
+	}
+	text, err := io.ReadAll(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return translatedFile{f, strings.NewReader(t.types.Replace(string(text)))}, nil
+}
+
+type translatedFile struct {
+	fs.File
+	text io.Reader
+}
+
+// Read implements fs.File.
+func (f translatedFile) Read(p []byte) (int, error) { return f.text.Read(p) }
 
 // Ping reports whether the store can be read.
 func (s *Store) Ping(ctx context.Context) error {
-	return unavailable("ping", s.read.PingContext(ctx))
+	return s.View(ctx, func(tx *Tx) error {
+		_, err := one(ctx, tx, "ping", func(r scanner) (n int, err error) { return n, r.Scan(&n) }, `SELECT 1`)
+		return err
+	})
 }
 
 // Update runs f in a transaction that is committed if f returns nil. Then those who
-// watch a topic that f notified are woken.
+// watch a topic that f notified are woken, on every replica. What one Update reads
+// by id, or claims as due, stays as read until its end. f may run more than once,
+// and must not use the store otherwise.
 func (s *Store) Update(ctx context.Context, f func(*Tx) error) error {
-	tx, err := s.write.BeginTx(ctx, nil)
-	if err != nil {
-		return unavailable("begin", err)
+	if err := context.Cause(ctx); err != nil {
+		return fmt.Errorf("begin: %w", err)
 	}
-	// After a commit it does nothing; after a panic it gives the one writer back.
-	defer func() { _ = tx.Rollback() }()
-	t := &Tx{tx: tx, seal: s.seal, now: s.time()}
-	if err := f(t); err != nil {
-		return err
-	}
-	if err := tx.Commit(); err != nil {
-		return unavailable("commit", err)
-	}
-	s.hub.wake(t.topics)
-	return nil
+	ctx, end := s.observe(ctx, "update")
+	err := s.update(ctx, f)
+	end(err)
+	return err
 }
 
 // View runs f in a transaction that sees one state and changes nothing.
-func (s *Store) View(ctx context.Context, f func(*Tx) error) error {
-	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+func (s *Store) View(ctx context.Context, f func(*Tx) error) (err error) {
+	ctx, observed := s.observe(ctx, "view")
+	defer func() { observed(err) }()
+	q, now, end, err := s.begin(ctx)
 	if err != nil {
-		return unavailable("begin", err)
+		return unavailable(ctx, "begin", err)
 	}
-	defer func() { _ = tx.Rollback() }() // nothing to lose
-	return f(&Tx{tx: tx, seal: s.seal, now: s.time()})
+	defer end()
+	return f(&Tx{q: q, dialect: s.dialect, seal: s.seal, now: now})
 }
 
-// Watch returns a channel that receives after each commit that notified the topic,
-// until stop is called.
-func (s *Store) Watch(topic string) (wake <-chan struct{}, stop func()) { return s.hub.watch(topic) }
+// observe measures a transaction and gives it a span.
+func (s *Store) observe(ctx context.Context, kind string) (context.Context, func(error)) {
+	ctx, span := telemetry.Start(ctx, "store "+kind)
+	if s.metrics == nil {
+		return ctx, func(err error) { telemetry.End(span, err) }
+	}
+	start := time.Now()
+	return ctx, func(err error) {
+		result := "ok"
+		if fault.Is(err, fault.Unavailable) {
+			result = "unavailable"
+		}
+		s.metrics.Transactions.WithLabelValues(kind, result).Observe(time.Since(start).Seconds())
+		telemetry.End(span, err)
+	}
+}
 
-func (s *Store) time() time.Time { return s.now().UTC().Truncate(time.Microsecond) }
+// Watch returns a channel that receives after each commit, on any replica, that
+// notified the topic, until stop is called. It may receive without cause.
+func (s *Store) Watch(topic string) (wake <-chan struct{}, stop func()) { return s.hub.watch(topic) }
 
 // For narrows a Store to the transactions that one package asks for. It panics if
 // *Tx is not a T, which the first test finds.
@@ -203,13 +254,19 @@ func (n Narrow[T]) View(ctx context.Context, f func(T) error) error {
 }
 
 // unavailable marks an error of the database as such, for the caller to retry. A
-// value that doesn't open won't open later either.
-func unavailable(op string, err error) error {
+// caller that left is no fault of the database's, and a value that doesn't open
+// won't open later either.
+func unavailable(ctx context.Context, op string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, errRootKey):
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", op, errors.Join(context.Cause(ctx), err))
+	case errors.Is(err, errRootKey):
 		return fmt.Errorf("%s: %w", op, err)
+	}
+	if _, marked := errors.AsType[*fault.Error](err); marked {
+		return err
 	}
 	return fault.Wrap(fault.Unavailable, fmt.Errorf("%s: %w", op, err), "the store cannot be used right now")
 }

@@ -5,21 +5,57 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/fault"
 )
 
 // Tx is one transaction. Its methods serve the interfaces that the domain packages
 // declare; each is documented there.
 type Tx struct {
-	tx     *sql.Tx
-	seal   sealer
+	q querier
+	*dialect
+	seal   *sealer
 	now    time.Time
+	write  bool
 	topics []string
+}
+
+// querier runs statements.
+type querier interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// answerTimeout ends a statement whose server is not there to end it.
+const answerTimeout = statementTimeout + 2*time.Second
+
+// kept is the suffix of a SELECT that, in an Update, keeps what it reads as it is.
+func (t *Tx) kept() string {
+	if t.write {
+		return t.lock
+	}
+	return ""
+}
+
+// claimed is the suffix of a SELECT that, in an Update, takes rows that nobody else
+// is at.
+func (t *Tx) claimed() string {
+	if t.write {
+		return t.claim
+	}
+	return ""
+}
+
+// alone waits until no other transaction holds the named lock, and holds it until
+// the commit.
+func (t *Tx) alone(ctx context.Context, name string) error {
+	if !t.write || t.mutex == "" {
+		return nil
+	}
+	_, err := t.exec(ctx, "wait for "+name, t.mutex, name)
+	return err
 }
 
 // Now is the one time of this transaction.
@@ -30,12 +66,14 @@ func (t *Tx) Notify(topic string) { t.topics = append(t.topics, topic) }
 
 // exec runs a statement and returns how many rows it changed.
 func (t *Tx) exec(ctx context.Context, op, query string, args ...any) (int64, error) {
-	res, err := t.tx.ExecContext(ctx, query, args...)
+	bound, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	res, err := t.q.ExecContext(bound, query, args...)
 	if err != nil {
-		return 0, unavailable(op, err)
+		return 0, unavailable(ctx, op, err)
 	}
 	n, err := res.RowsAffected()
-	return n, unavailable(op, err)
+	return n, unavailable(ctx, op, err)
 }
 
 // change runs a statement that must change one row; otherwise it returns stale.
@@ -50,52 +88,35 @@ func (t *Tx) change(ctx context.Context, stale error, op, query string, args ...
 type scanner interface{ Scan(dest ...any) error }
 
 // one reads a single row; no row is fault.NotFound.
-func one[T any](ctx context.Context, t *Tx, op string, scan func(scanner) (T, error), query string, args ...any) (T, error) {
-	v, err := scan(t.tx.QueryRowContext(ctx, query, args...))
-	if errors.Is(err, sql.ErrNoRows) {
-		return v, fault.New(fault.NotFound, "no such record")
+func one[T any](ctx context.Context, t *Tx, op string, scan func(scanner) (T, error), query string, args ...any) (v T, err error) {
+	all, err := some(ctx, t, op, scan, query, args...)
+	if err == nil && len(all) == 0 {
+		err = fault.New(fault.NotFound, "no such record")
 	}
-	return v, unavailable(op, err)
+	if err != nil {
+		return v, err
+	}
+	return all[0], nil
 }
 
 // some reads rows.
 func some[T any](ctx context.Context, t *Tx, op string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
-	rows, err := t.tx.QueryContext(ctx, query, args...)
+	bound, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	rows, err := t.q.QueryContext(bound, query, args...)
 	if err != nil {
-		return nil, unavailable(op, err)
+		return nil, unavailable(ctx, op, err)
 	}
 	defer rows.Close()
 	var out []T
 	for rows.Next() {
 		v, err := scan(rows)
 		if err != nil {
-			return nil, unavailable(op, err)
+			return nil, unavailable(ctx, op, err)
 		}
 		out = append(out, v)
 	}
-	return out, unavailable(op, rows.Err())
-}
-
-// AppendAudit writes an entry with the transaction's time.
-func (t *Tx) AppendAudit(ctx context.Context, e audit.Entry) error {
-	_, err := t.exec(ctx, "append audit entry", `
-		INSERT INTO audit (at, kind, request_id, user_issuer, user_subject, agent_issuer, agent_subject,
-		  operator_issuer, operator_subject, session, decision, approval, lease, detail)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
-		micros(t.now), e.Kind, e.RequestID, e.User.Issuer, e.User.ID, e.Agent.Issuer, e.Agent.ID,
-		e.Operator.Issuer, e.Operator.ID, e.Session, e.Decision, e.Approval, e.Lease, asJSON(e.Detail))
-	return err
-}
-
-// Audit lists the entries after seq, oldest first.
-func (t *Tx) Audit(ctx context.Context, after int64, limit int) ([]audit.Entry, error) {
-	return some(ctx, t, "list audit entries", func(r scanner) (e audit.Entry, err error) {
-		err = r.Scan(&e.Seq, timeOf(&e.At), &e.Kind, &e.RequestID, &e.User.Issuer, &e.User.ID, &e.Agent.Issuer, &e.Agent.ID,
-			&e.Operator.Issuer, &e.Operator.ID, &e.Session, &e.Decision, &e.Approval, &e.Lease, jsonOf(&e.Detail))
-		return e, err
-	}, `SELECT seq, at, kind, request_id, user_issuer, user_subject, agent_issuer, agent_subject,
-		  operator_issuer, operator_subject, session, decision, approval, lease, detail
-		FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
+	return out, unavailable(ctx, op, rows.Err())
 }
 
 func micros(t time.Time) int64 {

@@ -22,6 +22,21 @@ type Metrics struct {
 	Approvals      *prometheus.CounterVec // status an approval reached
 	ProviderCalls  *prometheus.CounterVec // call: start, poll; outcome
 	Leases         *prometheus.CounterVec // kind, event: minted, released, expired, …
+
+	Transactions *prometheus.HistogramVec // kind: update, view; result: ok, unavailable
+	BatchSize    prometheus.Histogram     // updates that shared a commit (SQLite)
+	Listening    prometheus.Gauge         // 1 while notified by other replicas (PostgreSQL)
+
+	Sequenced   prometheus.Counter
+	SequenceLag prometheus.Histogram
+	LogSize     prometheus.Gauge
+	Unsequenced prometheus.Gauge
+	Copies      *prometheus.CounterVec // place: file, url; result: ok, failed
+	CopiedSize  *prometheus.GaugeVec   // place
+	CopiedAt    *prometheus.GaugeVec   // place; Unix time
+
+	OpenApprovals prometheus.Gauge
+	ActiveLeases  prometheus.Gauge
 }
 
 // NewMetrics registers everything.
@@ -52,10 +67,46 @@ func NewMetrics() *Metrics {
 		Leases:         counter("writ_leases_total", "Lease events by kind of credential.", "kind", "event"),
 	}
 	r.MustRegister(m.Requests, m.PolicySeconds)
+	m.store(counter)
 	return m
 }
 
 // Handler serves the metrics in the Prometheus text format.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// store registers what the store and the log say of themselves.
+func (m *Metrics) store(counter func(name, help string, labels ...string) *prometheus.CounterVec) {
+	m.Transactions = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "writ_store_transaction_seconds", Help: "Transactions of the store, waiting for their turn included.",
+		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+	}, []string{"kind", "result"})
+	m.BatchSize = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "writ_store_batch_size", Help: "Updates that shared one commit (SQLite).",
+		Buckets: []float64{1, 2, 4, 8, 16, 32, 64},
+	})
+	m.SequenceLag = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "writ_audit_sequence_lag_seconds", Help: "Age of the oldest entry of a batch when it entered the log.",
+		Buckets: []float64{.05, .1, .25, .5, 1, 2.5, 5, 10, 60, 600},
+	})
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+	}
+	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+	}
+	m.Listening = gauge("writ_store_listening", "1 while this replica is notified by the others, 0 while it polls (PostgreSQL).")
+	m.Sequenced = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "writ_audit_entries_total", Help: "Entries that this replica sequenced into the log.",
+	})
+	m.LogSize = gauge("writ_audit_log_size", "Entries in the log.")
+	m.Unsequenced = gauge("writ_audit_unsequenced", "Entries that are recorded but not in the log yet.")
+	m.Copies = counter("writ_audit_copies_total", "Copies of checkpoints to a second place.", "place", "result")
+	m.CopiedSize = gauges("writ_audit_copied_size", "Size of the last checkpoint that was copied.", "place")
+	m.CopiedAt = gauges("writ_audit_copied_timestamp_seconds", "When the copy in the second place was last known to be up to date.", "place")
+	m.OpenApprovals = gauge("writ_approvals_open", "Approvals that await an answer, on all replicas.")
+	m.ActiveLeases = gauge("writ_leases_active", "Leases that have not ended, on all replicas.")
+	m.registry.MustRegister(m.Transactions, m.BatchSize, m.SequenceLag, m.Listening, m.Sequenced, m.LogSize, m.Unsequenced,
+		m.CopiedSize, m.CopiedAt, m.OpenApprovals, m.ActiveLeases)
 }

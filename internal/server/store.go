@@ -1,0 +1,169 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"time"
+
+	"github.com/writsec/writ/internal/audit"
+	"github.com/writsec/writ/internal/config"
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/minter"
+	"github.com/writsec/writ/internal/sqlstore"
+	"github.com/writsec/writ/internal/telemetry"
+)
+
+// OpenStore opens the store that a configuration names.
+func OpenStore(ctx context.Context, cfg config.Config, root sqlstore.RootKey, m *telemetry.Metrics, log *slog.Logger) (*sqlstore.Store, error) {
+	c, err := storeConfig(cfg, root, log)
+	if err != nil {
+		return nil, err
+	}
+	c.Metrics = m
+	return sqlstore.Open(ctx, c)
+}
+
+// OpenStoreTool opens it for one command, beside a Writ that may be running.
+func OpenStoreTool(ctx context.Context, cfg config.Config, log *slog.Logger) (*sqlstore.Store, error) {
+	root, err := config.RootKey(cfg.RootKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	c, err := storeConfig(cfg, root, log)
+	if err != nil {
+		return nil, err
+	}
+	c.Tool = true
+	return sqlstore.Open(ctx, c)
+}
+
+func storeConfig(cfg config.Config, root sqlstore.RootKey, log *slog.Logger) (sqlstore.Config, error) {
+	c := sqlstore.Config{
+		URL: cfg.Store, Root: root, Relaxed: cfg.Durability == "os", Connections: cfg.StoreConnections, Logger: log,
+	}
+	if cfg.StorePasswordFile != "" {
+		var err error
+		if c.Password, err = config.Secret(cfg.StorePasswordFile); err != nil {
+			return c, fmt.Errorf("store_password_file: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// openLog begins the log, or goes on with it. A store that is older than what is
+// known of it outside was restored from a backup, and must revive nothing.
+func (s *Server) openLog(ctx context.Context, cfg config.Config, restored bool) error {
+	host := "writ"
+	if u, err := url.Parse(cfg.ExternalURL); err == nil && u.Host != "" {
+		host = u.Host
+	}
+	logs := sqlstore.For[audit.LogTx](s.store)
+	if err := audit.OpenLog(ctx, logs, host); err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	var head audit.Head
+	err := logs.View(ctx, func(tx audit.LogTx) (err error) {
+		head, _, err = tx.Head(ctx)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	outside, why := "", ""
+	if file := cfg.Audit.Copies.File; file != "" {
+		if outside, err = (audit.FilePlace{Path: file}).Last(head.Origin); err != nil {
+			return err
+		}
+	}
+	if outside != "" {
+		if why, err = audit.Behind(ctx, logs, outside); err != nil {
+			return fmt.Errorf("compare log with audit.copies.file: %w", err)
+		}
+	}
+	if why == "" && restored {
+		why = "started with --restored"
+	}
+	if why == "" {
+		return nil
+	}
+	s.log.WarnContext(ctx, "restore mode: this store comes from a backup; every session, approval and lease is ended, and the log goes on under a new origin",
+		"why", why)
+	if err := audit.Restore(ctx, sqlstore.For[audit.RestoreTx](s.store), host, head.Origin, outside, why); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) newSequencer(m *telemetry.Metrics) *audit.Sequencer {
+	return &audit.Sequencer{Store: sqlstore.For[audit.LogTx](s.store), Metrics: m, Logger: s.log}
+}
+
+func (s *Server) newCopier(cfg config.Copies, m *telemetry.Metrics) *audit.Copier {
+	c := &audit.Copier{Store: sqlstore.For[audit.LogTx](s.store), Every: cfg.Every, Metrics: m, Logger: s.log}
+	if cfg.File != "" {
+		c.Places = append(c.Places, audit.FilePlace{Path: cfg.File})
+	}
+	if cfg.URL != "" {
+		c.Places = append(c.Places, audit.URLPlace{
+			URL: cfg.URL, TokenFile: cfg.URLTokenFile, Client: identity.NewHTTPClient(issuerTimeout),
+		})
+	}
+	return c
+}
+
+func newKeeper(ctx context.Context, cfg config.Audit, store *sqlstore.Store) (*audit.Keeper, error) {
+	key, err := store.DigestKey(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("load digest key: %w", err)
+	}
+	var rules []audit.KeepRule
+	for _, r := range cfg.Inputs {
+		rules = append(rules, audit.KeepRule{Actions: r.Actions, Keep: audit.Keep(r.Keep)})
+	}
+	return audit.NewKeeper(key, rules)
+}
+
+const (
+	watchEvery = 10 * time.Second
+	watchLimit = 5 * time.Second
+)
+
+// watch follows what other replicas change of the keys, and measures the load.
+func (s *Server) watch(m *telemetry.Metrics, keys *minter.Keys, root sqlstore.RootKey) func(context.Context) error {
+	step := func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, watchLimit)
+		defer cancel()
+		var load sqlstore.Load
+		err := s.store.View(ctx, func(tx *sqlstore.Tx) (err error) {
+			load, err = tx.Load(ctx)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		m.OpenApprovals.Set(float64(load.OpenApprovals))
+		m.ActiveLeases.Set(float64(load.ActiveLeases))
+		m.Unsequenced.Set(float64(load.Unsequenced))
+		if err := s.store.RefreshDataKeys(ctx, root); err != nil {
+			return err
+		}
+		return keys.Refresh(ctx)
+	}
+	return func(ctx context.Context) error {
+		wake, stop := s.store.Watch(sqlstore.KeysTopic)
+		defer stop()
+		for {
+			if err := step(ctx); err != nil && ctx.Err() == nil {
+				s.log.ErrorContext(ctx, "follow the store", "error", err)
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-wake:
+			case <-time.After(watchEvery):
+			}
+		}
+	}
+}

@@ -1,0 +1,309 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+const (
+	defaultConnections = 16
+	connectTimeout     = 5 * time.Second  // to the server, and for one of the connections to be free
+	statementTimeout   = 10 * time.Second // one statement, waiting for a lock included; the server ends it
+	maxAttempts        = 10               // of a transaction that the server told to begin again
+	minVersion         = 160000           // server_version_num
+)
+
+// postgres is the engine of several replicas.
+type postgres struct {
+	store  *Store
+	config *pgx.ConnConfig
+	db     *sql.DB
+	fixed  func() time.Time // tests set the clock
+	log    *slog.Logger
+	clock  atomic.Pointer[reading]
+
+	stop     context.CancelFunc // of the listener
+	listener sync.WaitGroup
+}
+
+// reading is one look at the server's clock. Between two looks the monotonic clock
+// of this machine goes on, whatever its wall clock is set to.
+type reading struct{ server, local time.Time }
+
+func openPostgres(ctx context.Context, cfg Config, store *Store) (engine, error) {
+	c, err := pgx.ParseConfig(cfg.URL)
+	if err != nil {
+		return nil, errors.New("the URL is not one of PostgreSQL") // its text may hold a password
+	}
+	if cfg.Password != "" {
+		c.Password = cfg.Password
+	}
+	c.ConnectTimeout = connectTimeout
+	for name, value := range map[string]string{
+		"application_name":                    "writ",
+		"timezone":                            "UTC",
+		"statement_timeout":                   strconv.FormatInt(statementTimeout.Milliseconds(), 10),
+		"idle_in_transaction_session_timeout": strconv.FormatInt((2 * statementTimeout).Milliseconds(), 10),
+	} {
+		if _, set := c.RuntimeParams[name]; !set {
+			c.RuntimeParams[name] = value
+		}
+	}
+	dialer := &net.Dialer{Timeout: connectTimeout, KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3,
+	}}
+	c.DialFunc = dialer.DialContext
+	e := &postgres{store: store, config: c, db: stdlib.OpenDB(*c), fixed: cfg.Now, log: cfg.Logger, stop: func() {}}
+	n := cfg.Connections
+	if n == 0 {
+		n = defaultConnections
+	}
+	e.db.SetMaxOpenConns(n)
+	e.db.SetMaxIdleConns(n)
+	e.db.SetConnMaxIdleTime(5 * time.Minute)
+	if err := e.checkVersion(ctx); err != nil {
+		return nil, errors.Join(err, e.db.Close())
+	}
+	if !cfg.Tool {
+		return e, nil
+	}
+	e.log = nil // a tool is over before it could miss a message
+	return e, nil
+}
+
+func (e *postgres) checkVersion(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	var n int
+	if err := e.db.QueryRowContext(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&n); err != nil {
+		return fmt.Errorf("connect to %s: %w", e, err)
+	}
+	if n < minVersion {
+		return fmt.Errorf("%s is PostgreSQL %d; Writ needs 16 or later", e, n/10000)
+	}
+	_, err := e.readClock(ctx, e.db)
+	return err
+}
+
+// String names the store, without its secrets.
+func (e *postgres) String() string {
+	return fmt.Sprintf("postgres://%s/%s", net.JoinHostPort(e.config.Host, strconv.Itoa(int(e.config.Port))), e.config.Database)
+}
+
+func (e *postgres) admin() *sql.DB { return e.db }
+
+// Now implements engine: the server's clock, as of the last transaction and the
+// time since.
+func (e *postgres) Now() time.Time {
+	if e.fixed != nil {
+		return e.fixed().UTC().Truncate(time.Microsecond)
+	}
+	r := e.clock.Load()
+	return r.server.Add(time.Since(r.local)).Truncate(time.Microsecond)
+}
+
+func (e *postgres) readClock(ctx context.Context, q querier) (time.Time, error) {
+	start := time.Now()
+	rows, err := q.QueryContext(ctx, `SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint`)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer rows.Close()
+	var us int64
+	for rows.Next() {
+		if err := rows.Scan(&us); err != nil {
+			return time.Time{}, err
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return time.Time{}, err
+	}
+	now := time.UnixMicro(us).UTC()
+	e.clock.Store(&reading{server: now, local: start.Add(time.Since(start) / 2)})
+	if e.fixed != nil {
+		return e.Now(), nil
+	}
+	return now, nil
+}
+
+// conn waits for a free connection, but not for ever.
+func (e *postgres) conn(ctx context.Context) (*sql.Conn, error) {
+	wait, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	return e.db.Conn(wait)
+}
+
+// tx starts a transaction. end rolls back what was not committed and gives the
+// connection back.
+func (e *postgres) tx(ctx context.Context, o *sql.TxOptions) (tx *sql.Tx, now time.Time, end func(), err error) {
+	c, err := e.conn(ctx)
+	if err != nil {
+		return nil, now, nil, err
+	}
+	if tx, err = c.BeginTx(ctx, o); err != nil {
+		return nil, now, nil, errors.Join(err, c.Close())
+	}
+	end = func() {
+		_ = tx.Rollback()
+		_ = c.Close()
+	}
+	if now, err = e.readClock(ctx, tx); err != nil {
+		end()
+		return nil, now, nil, err
+	}
+	return tx, now, end, nil
+}
+
+func (e *postgres) begin(ctx context.Context) (querier, time.Time, func(), error) {
+	tx, now, end, err := e.tx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
+	return tx, now, end, err
+}
+
+// update implements engine. Concurrent transactions share the server's commits by
+// themselves.
+func (e *postgres) update(ctx context.Context, f func(*Tx) error) error {
+	for attempt := 1; ; attempt++ {
+		err := e.once(ctx, f)
+		pg, ok := errors.AsType[*pgconn.PgError](err)
+		again := ok && (pg.Code == "40001" || pg.Code == "40P01") // serialization_failure, deadlock_detected
+		if !again || attempt == maxAttempts {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(rand.N(time.Duration(attempt) * 10 * time.Millisecond)): //nolint:gosec // jitter
+		}
+	}
+}
+
+func (e *postgres) once(ctx context.Context, f func(*Tx) error) error {
+	tx, now, end, err := e.tx(ctx, nil)
+	if err != nil {
+		return unavailable(ctx, "begin", err)
+	}
+	defer end() // after a panic too
+	t := &Tx{q: tx, dialect: e.store.dialect, seal: e.store.seal, now: now, write: true}
+	if err := f(t); err != nil {
+		return err
+	}
+	if len(t.topics) > 0 {
+		if _, err := t.exec(ctx, "notify", e.store.notify, t.topics); err != nil {
+			return err
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return unavailable(ctx, "commit", err)
+	}
+	e.store.hub.wake(t.topics)
+	return nil
+}
+
+// start begins to listen, and returns once it does or has failed to for the first
+// time.
+func (e *postgres) start(context.Context) error {
+	if e.log == nil {
+		return nil
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	e.stop = stop
+	tried := make(chan struct{})
+	e.listener.Go(func() { e.listen(ctx, sync.OnceFunc(func() { close(tried) })) })
+	<-tried
+	return nil
+}
+
+const (
+	pollEvery = time.Second     // while there is no listener
+	pingEvery = 5 * time.Second // to notice that it is dead
+)
+
+// listen wakes watchers when other replicas commit. While the connection is lost it
+// wakes them all every second, so that they look for themselves.
+func (e *postgres) listen(ctx context.Context, tried func()) {
+	defer tried()
+	for first := true; ctx.Err() == nil; first = false {
+		err := e.hear(ctx, func() {
+			if first { // nobody can wait yet
+				tried()
+				return
+			}
+			e.store.hub.wakeAll() // what was sent meanwhile is lost
+		})
+		tried()
+		if ctx.Err() != nil {
+			return
+		}
+		if m := e.store.metrics; m != nil {
+			m.Listening.Set(0)
+		}
+		e.log.WarnContext(ctx, "not listening to the store; polling", "error", err)
+		e.store.hub.wakeAll()
+		select {
+		case <-ctx.Done():
+		case <-time.After(pollEvery/2 + rand.N(pollEvery/2)): //nolint:gosec // jitter
+		}
+	}
+}
+
+func (e *postgres) hear(ctx context.Context, listening func()) error {
+	dial, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	c, err := pgx.ConnectConfig(dial, e.config.Copy())
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	defer func() {
+		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = c.Close(bye)
+	}()
+	if _, err := c.Exec(dial, "LISTEN "+channel); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	if m := e.store.metrics; m != nil {
+		m.Listening.Set(1)
+	}
+	listening()
+	for {
+		wait, cancel := context.WithTimeout(ctx, pingEvery)
+		n, err := c.WaitForNotification(wait)
+		quiet := wait.Err() != nil
+		cancel()
+		switch {
+		case err == nil:
+			e.store.hub.wake([]string{n.Payload})
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !quiet || c.IsClosed():
+			return fmt.Errorf("wait: %w", err)
+		default:
+			ping, cancel := context.WithTimeout(ctx, connectTimeout)
+			err := c.Ping(ping)
+			cancel()
+			if err != nil {
+				return fmt.Errorf("ping: %w", err)
+			}
+		}
+	}
+}
+
+// Close releases the database.
+func (e *postgres) Close() error {
+	e.stop()
+	e.listener.Wait()
+	return e.db.Close()
+}
