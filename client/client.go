@@ -199,3 +199,13 @@ func (c *Client) Release(ctx context.Context, lease string) (*Lease, error) {
 	l := new(Lease)
 	return l, c.call(ctx, http.MethodDelete, "/leases/"+url.PathEscape(lease), nil, nil, l)
 }
+
+// Report says what became of an allowed act: "succeeded", "failed" or "unknown". code
+// is the target's own word for it, such as "http_503", or "".
+func (c *Client) Report(ctx context.Context, decision, outcome, code string) error {
+	body := struct {
+		Outcome string `json:"outcome"`
+		Code    string `json:"code,omitempty"`
+	}{outcome, code}
+	return c.call(ctx, http.MethodPost, "/decisions/"+url.PathEscape(decision)+"/outcome", nil, body, &struct{}{})
+}

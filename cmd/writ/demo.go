@@ -118,7 +118,10 @@ func (s *story) read() (came string, err error) {
 	}
 	c := s.reading.Credential
 	s.aside(fmt.Sprintf("allow: a %s for scope crm:read, that lives %s", c.Kind, time.Until(c.ExpiresAt).Round(time.Second)))
-	return s.use(c.Secret["token"])
+	if came, err = s.use(c.Secret["token"]); err != nil {
+		return "", err
+	}
+	return came, s.alice.Report(s.ctx, s.reading.ID, "succeeded", "")
 }
 
 // use takes the token to two resource servers.

@@ -91,7 +91,8 @@ func TestDefaults(t *testing.T) {
 	in := func(name string) string { return filepath.Join(dir, name) }
 	want := config.Config{
 		Listen: "127.0.0.1:8180", OpsListen: "127.0.0.1:8181", ExternalURL: "https://writ.example",
-		Store: "sqlite:" + in("writ.db"), RootKeyFile: in("root.key"),
+		Store: "sqlite:" + in("writ.db"), StoreConnections: 16, Durability: "disk", RootKeyFile: in("root.key"),
+		Audit:     config.Audit{Copies: config.Copies{Every: time.Minute}},
 		Policy:    config.Policy{Path: in("policies"), Query: "data.writ.decision", Deadline: 100 * time.Millisecond},
 		Sessions:  config.Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour},
 		Approvals: config.Approvals{ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute, MaxWait: 2 * time.Minute, MaxPending: 5},
@@ -167,7 +168,7 @@ func TestErrors(t *testing.T) {
 	const algs = "RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA"
 	for _, tt := range []struct{ name, old, new, want string }{
 		// YAML
-		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: approvals, behind_proxy, external_url, issuers, listen, log, minters, ops_listen, policy, root_key_file, services, sessions, store, tls"},
+		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: approvals, audit, behind_proxy, durability, external_url, issuers, listen, log, minters, ops_listen, policy, retention, root_key_file, services, sessions, store, store_connections, store_password_file, tls"},
 		{"key in another case", "    audience: https://crm.example\nservices", "    audience: https://crm.example\n    Scopes: []\nservices", "writ.yaml:18: minters.crm.Scopes: unknown key, expected one of: audience, enforces_details, introspects, kind, max_ttl, scopes"},
 		{"key twice", "store: sqlite:writ.db\n", "store: sqlite:writ.db\nstore: x\n", "writ.yaml:3: store: stands a second time; first on line 2"},
 		{"minter twice", "minters:\n", "minters:\n  crm: {kind: jwt, audience: a}\n", "writ.yaml:16: minters.crm: stands a second time; first on line 15"},
@@ -232,7 +233,19 @@ func TestErrors(t *testing.T) {
 		{"TLS without key", "store:", "tls: {cert_file: cert.pem}\nstore:", "writ.yaml:2: tls.key_file: is missing"},
 		{"TLS without certificate", "store:", "tls: {key_file: key.pem}\nstore:", "writ.yaml:2: tls.cert_file: is missing"},
 		{"no store", "store: sqlite:writ.db\n", "", "writ.yaml:1: store: is missing"},
-		{"store of another kind", "sqlite:writ.db", "mysql:x", `writ.yaml:2: store: is "mysql:x", expected sqlite:PATH`},
+		{"store of another kind", "sqlite:writ.db", "mysql:x", `writ.yaml:2: store: is not one of sqlite:PATH and postgres://USER@HOST:PORT/DATABASE`},
+		{"password in the store", "sqlite:writ.db", "postgres://writ:hunter2@127.0.0.1/writ", "writ.yaml:2: store: holds a password; put it into a file and name that as store_password_file"},
+		{"password in the store's query", "sqlite:writ.db", "postgres://writ@127.0.0.1/writ?password=hunter2", "writ.yaml:2: store: holds a password; put it into a file and name that as store_password_file"},
+		{"store in clear", "sqlite:writ.db", "postgres://writ@db.example/writ", "writ.yaml:2: store: is beyond loopback: add sslmode=verify-full (and sslrootcert=FILE for a CA of your own)"},
+		{"store in clear by its query", "sqlite:writ.db", "postgres://writ@127.0.0.1/writ?host=db.example&sslmode=require", "writ.yaml:2: store: is beyond loopback: add sslmode=verify-full (and sslrootcert=FILE for a CA of your own)"},
+		{"password for SQLite", "store:", "store_password_file: secret\nstore:", "writ.yaml:2: store_password_file: has no effect: SQLite has no password"},
+		{"unknown durability", "store:", "durability: paper\nstore:", `writ.yaml:2: durability: is "paper", expected one of disk, os`},
+		{"durability of PostgreSQL", "store: sqlite:writ.db", "durability: os\nstore: postgres://writ@localhost/writ", "writ.yaml:2: durability: is for SQLite; PostgreSQL has synchronous_commit"},
+		{"one connection", "store: sqlite:writ.db", "store_connections: 1\nstore: postgres://writ@localhost/writ", "writ.yaml:2: store_connections: is 1, expected 2 to 1000"},
+		{"unknown keep", "store:", "audit: {inputs: [{actions: [x], keep: some}]}\nstore:", `writ.yaml:2: audit.inputs[0].keep: is "some", expected one of whole, redacted, none`},
+		{"bad pattern", "store:", "audit: {inputs: [{actions: ['[a'], keep: none}]}\nstore:", `writ.yaml:2: audit.inputs[0].actions[0]: is "[a", which is no pattern`},
+		{"copies in clear", "store:", "audit: {copies: {url: 'http://evidence.example/x'}}\nstore:", `writ.yaml:2: audit.copies.url: is "http://evidence.example/x", expected https: plain http is for loopback only`},
+		{"negative retention", "store:", "retention: {records: -1h}\nstore:", "writ.yaml:2: retention.records: is -1h0m0s, expected zero (for ever) or more"},
 		{"store without path", "store: sqlite:writ.db", `store: "sqlite:"`, `writ.yaml:2: store: is "sqlite:", expected sqlite:PATH`},
 		{"no root key", "root_key_file: root.key\n", "", "writ.yaml:1: root_key_file: is missing"},
 		{"root key not there", "root.key", "none.key", "writ.yaml:3: root_key_file: names none.key: no such file or directory"},
