@@ -63,8 +63,6 @@ type Sequencer struct {
 	Store   LogStore
 	Metrics *telemetry.Metrics
 	Logger  *slog.Logger
-	// crash, in tests, ends a step at the point named as a killed process would.
-	crash func(point string) error
 }
 
 const (
@@ -114,7 +112,7 @@ func (s *Sequencer) Step(ctx context.Context) (more bool, err error) {
 			return err
 		}
 		oldest, sequenced, more = entries[0].At, len(entries), len(entries) == sequenceBatch
-		head, err = s.extend(ctx, tx, head, entries)
+		head, err = extend(ctx, tx, head, entries)
 		return err
 	})
 	if err != nil {
@@ -131,7 +129,7 @@ func (s *Sequencer) Step(ctx context.Context) (more bool, err error) {
 }
 
 // extend appends entries to the tree and signs its new head.
-func (s *Sequencer) extend(ctx context.Context, tx LogTx, head Head, entries []Entry) (Head, error) {
+func extend(ctx context.Context, tx LogTx, head Head, entries []Entry) (Head, error) {
 	t := newTree(ctx, tx.Tile)
 	batch := make([]Sequenced, len(entries))
 	for i, e := range entries {
@@ -146,11 +144,6 @@ func (s *Sequencer) extend(ctx context.Context, tx LogTx, head Head, entries []E
 	}
 	if err := tx.Sequence(ctx, batch); err != nil {
 		return head, err
-	}
-	if s.crash != nil {
-		if err := s.crash("sequenced"); err != nil {
-			return head, err
-		}
 	}
 	for _, id := range t.changed() {
 		if err := tx.PutTile(ctx, id.level, id.n, t.tiles[id]); err != nil {

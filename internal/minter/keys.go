@@ -50,6 +50,7 @@ type keySet struct {
 
 type signer struct {
 	jose.Signer
+	id       string
 	activeAt time.Time
 }
 
@@ -99,7 +100,7 @@ func (k *Keys) Refresh(ctx context.Context) error {
 		public := key.Public()
 		set.public.Keys = append(set.public.Keys, public)
 		set.byID[s.ID] = public
-		set.signers = append([]signer{{js, s.ActiveAt}}, set.signers...)
+		set.signers = append([]signer{{js, s.ID, s.ActiveAt}}, set.signers...)
 	}
 	k.current.Store(set)
 	return nil
@@ -125,17 +126,20 @@ func NewKey() (StoredKey, error) {
 // JWKS is the set that verifiers fetch (RFC 7517 §5).
 func (k *Keys) JWKS() jose.JSONWebKeySet { return k.current.Load().public }
 
-// sign makes a compact JWS, by the newest key that every verifier can know by now.
-func (k *Keys) sign(payload []byte) (string, error) {
-	set, now := k.current.Load(), k.store.Now()
-	chosen := set.signers[len(set.signers)-1]
-	for _, s := range set.signers {
+// chosen is the newest key that every verifier can know by now.
+func (k *Keys) chosen() signer {
+	signers, now := k.current.Load().signers, k.store.Now()
+	for _, s := range signers {
 		if !now.Before(s.activeAt) {
-			chosen = s
-			break
+			return s
 		}
 	}
-	jws, err := chosen.Sign(payload)
+	return signers[len(signers)-1]
+}
+
+// sign makes a compact JWS.
+func (k *Keys) sign(payload []byte) (string, error) {
+	jws, err := k.chosen().Sign(payload)
 	if err != nil {
 		return "", fmt.Errorf("sign: %w", err)
 	}
@@ -155,3 +159,6 @@ func (k *Keys) verify(token string) ([]byte, error) {
 	}
 	return jws.Verify(key)
 }
+
+// Signer is the id of the key that signs now.
+func (k *Keys) Signer() string { return k.chosen().id }
