@@ -23,6 +23,8 @@ type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Run Writ."`
 	Dev     devCmd     `cmd:"" help:"Run Writ with an embedded OpenID provider on loopback, to try it out."`
 	Demo    demoCmd    `cmd:"" help:"Play the whole story on this machine and exit."`
+	Policy  policyCmd  `cmd:"" help:"Try policies on earlier decisions."`
+	Keys    keysCmd    `cmd:"" help:"List and rotate keys."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 

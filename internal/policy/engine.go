@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/metrics"
 	"github.com/open-policy-agent/opa/v1/rego"
@@ -159,27 +160,28 @@ func (e *Engine) Decide(ctx context.Context, in Input) (Result, error) {
 		return Result{}, context.Cause(ctx)
 	}
 	start := time.Now()
-	r := e.evaluate(ctx, s, in)
+	r := e.evaluate(ctx, s, in.Document(), in.Time)
 	e.cfg.Metrics.PolicySeconds.Observe(time.Since(start).Seconds())
 	r.Policy = s.Version
 	return r, nil
 }
 
-func (e *Engine) evaluate(ctx context.Context, s *snapshot, in Input) Result {
+func (e *Engine) evaluate(ctx context.Context, s *snapshot, input map[string]any, at time.Time) Result {
 	fail := func(code, message string, err error) Result {
 		e.cfg.Metrics.PolicyFailures.WithLabelValues(code).Inc()
+		intent, _ := input["intent"].(map[string]any)
 		e.cfg.Logger.ErrorContext(ctx, "policy failed", "reason", code, "revision", s.Revision,
-			"action", in.Intent.Action, "error", err)
+			"action", intent["action"], "error", err)
 		return denied(code, message)
 	}
-	value, err := in.value()
+	value, err := ast.InterfaceToValue(input)
 	if err != nil {
 		return fail(ReasonError, "policy could not be evaluated", err)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, e.cfg.Deadline, errDeadline)
 	defer cancel()
 	rs, err := s.query.Eval(ctx,
-		rego.EvalParsedInput(value), rego.EvalTime(in.Time), rego.EvalMetrics(metrics.NoOp()))
+		rego.EvalParsedInput(value), rego.EvalTime(at), rego.EvalMetrics(metrics.NoOp()))
 	switch {
 	case topdown.IsCancel(err) || errors.Is(err, context.DeadlineExceeded):
 		return fail(ReasonTimeout, "policy took too long", fmt.Errorf("%w: %w", context.Cause(ctx), err))

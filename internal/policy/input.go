@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/open-policy-agent/opa/v1/ast"
-
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/intent"
 )
@@ -41,15 +39,6 @@ type Approval struct {
 	ACR      string    // how they were authenticated, by the provider's word
 	AMR      []string  // with which factors
 	AuthTime time.Time // when; zero where the provider did not say
-}
-
-// value builds the input document as the evaluator takes it.
-func (in Input) value() (ast.Value, error) {
-	v, err := ast.InterfaceToValue(in.Document())
-	if err != nil {
-		return nil, fmt.Errorf("build policy input: %w", err)
-	}
-	return v, nil
 }
 
 // Document is what policy sees as input, and what can be kept to decide again.

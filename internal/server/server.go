@@ -75,7 +75,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	if err != nil {
 		return nil, err
 	}
-	if s.policy, err = newPolicy(cfg.Policy, s.store, metrics, log); err != nil {
+	if s.policy, err = NewPolicy(cfg.Policy, recordPolicy(s.store), metrics, log); err != nil {
 		return nil, err
 	}
 	// Policies that are refused leave Writ unready to decide. What needs none of them
@@ -248,16 +248,24 @@ func (s *Server) unready(ctx context.Context) string {
 	return ""
 }
 
-func newPolicy(cfg config.Policy, store *sqlstore.Store, m *telemetry.Metrics, log *slog.Logger) (*policy.Engine, error) {
+// recordPolicy enters what becomes of policies into the log.
+func recordPolicy(store *sqlstore.Store) func(context.Context, policy.Version, error) error {
+	return func(ctx context.Context, v policy.Version, refused error) error {
+		e := audit.Entry{Kind: audit.PolicyActivated, Detail: map[string]any{"policy": v}}
+		if refused != nil {
+			e.Kind, e.Detail["error"] = audit.PolicyRefused, refused.Error()
+		}
+		return store.Update(ctx, func(tx *sqlstore.Tx) error { return audit.Append(ctx, tx, e) })
+	}
+}
+
+// NewPolicy makes the engine that a configuration describes; it has no policies until
+// it loads them.
+func NewPolicy(
+	cfg config.Policy, record func(context.Context, policy.Version, error) error, m *telemetry.Metrics, log *slog.Logger,
+) (*policy.Engine, error) {
 	c := policy.Config{
-		Path: cfg.Path, Query: cfg.Query, Deadline: cfg.Deadline, Reload: cfg.Reload, Metrics: m, Logger: log,
-		Record: func(ctx context.Context, v policy.Version, refused error) error {
-			e := audit.Entry{Kind: audit.PolicyActivated, Detail: map[string]any{"policy": v}}
-			if refused != nil {
-				e.Kind, e.Detail["error"] = audit.PolicyRefused, refused.Error()
-			}
-			return store.Update(ctx, func(tx *sqlstore.Tx) error { return audit.Append(ctx, tx, e) })
-		},
+		Path: cfg.Path, Query: cfg.Query, Deadline: cfg.Deadline, Reload: cfg.Reload, Metrics: m, Logger: log, Record: record,
 	}
 	if sig := cfg.Signature; sig != nil {
 		pem, err := os.ReadFile(sig.PublicKeyFile)

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/writsec/writ/internal/audit"
+	"github.com/writsec/writ/internal/config"
+	"github.com/writsec/writ/internal/minter"
+	"github.com/writsec/writ/internal/server"
+	"github.com/writsec/writ/internal/sqlstore"
+	"github.com/writsec/writ/internal/telemetry"
+)
+
+type keysCmd struct {
+	List   keysListCmd   `cmd:"" help:"List the keys in the store, without what is secret of them."`
+	Rotate keysRotateCmd `cmd:"" help:"Add a key that takes over; all replicas follow by themselves."`
+	Rewrap keysRewrapCmd `cmd:"" help:"Put the keys under another root key. Then change root_key_file and restart each replica."`
+}
+
+// configFile is the flag of commands that work on the store of a configuration.
+type configFile struct {
+	Config string `required:"" placeholder:"FILE" help:"Configuration file (YAML), of the Writ whose store it is."`
+}
+
+// open opens the store beside a Writ that may be running.
+func (c configFile) open(ctx context.Context) (*sqlstore.Store, config.Config, error) {
+	cfg, err := config.Load(c.Config)
+	if err != nil {
+		return nil, cfg, err
+	}
+	s, err := server.OpenStoreTool(ctx, cfg, telemetry.NewTextLogger(os.Stderr, slog.LevelWarn))
+	return s, cfg, err
+}
+
+type keysListCmd struct{ configFile }
+
+func (c keysListCmd) Run(ctx context.Context) error {
+	s, _, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	keys, err := s.ListKeys(ctx)
+	if err != nil {
+		return err
+	}
+	return listKeys(os.Stdout, keys, s.Now())
+}
+
+func listKeys(out io.Writer, keys []sqlstore.Key, now time.Time) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "PURPOSE\tSTATE\tACTIVE FROM\tBELIEVED UNTIL\tKEY")
+	for _, k := range keys {
+		state, until := "active", "-"
+		if now.Before(k.ActiveAt) {
+			state = "next"
+		}
+		if !k.RetiredAt.IsZero() {
+			until = k.RetiredAt.Format(time.RFC3339)
+			state = "retiring"
+			if !now.Before(k.RetiredAt) {
+				state = "retired"
+			}
+		}
+		from := k.ActiveAt
+		if from.IsZero() {
+			from = k.CreatedAt
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", k.Purpose, state, from.Format(time.RFC3339), until, k.ID)
+	}
+	return w.Flush()
+}
+
+type keysRotateCmd struct {
+	configFile
+	Purpose     string `arg:"" enum:"signing,checkpoint,data" help:"signing (credentials), checkpoint (the log) or data (encryption in the store)."`
+	Compromised bool   `help:"Of signing: use the new key at once and believe the old ones no more. Tokens that they signed end."`
+}
+
+const (
+	// signingDelay is longer than verifiers cache the keys (five minutes) and replicas
+	// take to look.
+	signingDelay = 10 * time.Minute
+	// signingLife is longer than any credential lives.
+	signingLife = 24 * time.Hour
+	// checkpointLife gives everyone time to learn the new verifier key; until then both
+	// sign.
+	checkpointLife = 30 * 24 * time.Hour
+)
+
+func (c keysRotateCmd) Run(ctx context.Context) error {
+	if c.Compromised && c.Purpose != "signing" {
+		return errors.New("--compromised is for signing keys; rotate the others and see docs/operations.md")
+	}
+	s, cfg, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	switch c.Purpose {
+	case "data":
+		root, err := config.RootKey(cfg.RootKeyFile)
+		if err != nil {
+			return err
+		}
+		if err := s.RotateDataKey(ctx, root); err != nil {
+			return err
+		}
+		fmt.Println("A new data key encrypts from a minute on; the old ones stay, to open what they encrypted.")
+		return nil
+	case "checkpoint":
+		return rotateCheckpoint(ctx, s)
+	}
+	k, err := minter.NewKey()
+	if err != nil {
+		return err
+	}
+	active, retire := signingDelay, signingLife
+	if c.Compromised {
+		active, retire = 0, time.Microsecond
+	}
+	added, err := s.Rotate(ctx, sqlstore.Key{ID: k.ID, Purpose: sqlstore.SigningKey, Private: k.PKCS8}, active, retire)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("Key %s signs credentials from %s on; the keys before it are believed until %s.\n",
+		added.ID, added.ActiveAt.Format(time.RFC3339), added.ActiveAt.Add(retire).Format(time.RFC3339))
+	return nil
+}
+
+func rotateCheckpoint(ctx context.Context, s *sqlstore.Store) error {
+	var head audit.Head
+	err := s.View(ctx, func(tx *sqlstore.Tx) (err error) {
+		head, err = audit.HeadOf(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	signer, verifier, err := audit.NewCheckpointKey(head.Origin)
+	if err != nil {
+		return err
+	}
+	_, err = s.Rotate(ctx, sqlstore.Key{ID: verifier, Purpose: sqlstore.CheckpointKey, Private: []byte(signer)}, 0, checkpointLife)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("Checkpoints are signed by the new key too from now on, and by the old ones for %d days. Its verifier key:\n%s\n",
+		int(checkpointLife.Hours())/24, verifier)
+	return nil
+}
+
+type keysRewrapCmd struct {
+	configFile
+	NewRootKeyFile string `required:"" type:"existingfile" placeholder:"FILE" help:"Holds the new root key."`
+}
+
+func (c keysRewrapCmd) Run(ctx context.Context) error {
+	next, err := config.RootKey(c.NewRootKeyFile)
+	if err != nil {
+		return err
+	}
+	s, cfg, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	old, err := config.RootKey(cfg.RootKeyFile)
+	if err != nil {
+		return err
+	}
+	if old == next {
+		return errors.New("the new root key is the one that is in use")
+	}
+	if err := s.Rewrap(ctx, old, next); err != nil {
+		return err
+	}
+	fmt.Printf("The keys are under the new root key. Set root_key_file to %s and restart each replica; those that run go on until then.\n", c.NewRootKeyFile)
+	return nil
+}
