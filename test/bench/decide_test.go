@@ -1,0 +1,190 @@
+// Package bench measures the decision path from a client's point of view.
+package bench
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/writsec/writ/internal/config"
+	"github.com/writsec/writ/internal/server"
+	"github.com/writsec/writ/test/postgres"
+)
+
+const (
+	issuer   = "https://idp.example"
+	audience = "https://writ.example"
+)
+
+// BenchmarkDecide asks the real server over HTTP, on loopback, in this process: the
+// clients use the same cores. Each client has a session of its own.
+func BenchmarkDecide(b *testing.B) {
+	pg, err := postgres.Start(b.Context(), postgres.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = pg.Stop() })
+	for _, store := range []struct {
+		name   string
+		change func(dir string, c *config.Config)
+	}{
+		{"sqlite-disk", func(dir string, c *config.Config) { c.Store = "sqlite:" + filepath.Join(dir, "writ.db") }},
+		{"sqlite-os", func(dir string, c *config.Config) {
+			c.Store, c.Durability = "sqlite:"+filepath.Join(dir, "writ.db"), "os"
+		}},
+		{"postgres", func(_ string, c *config.Config) { c.Store = pg.DSN("postgres") }},
+	} {
+		b.Run(store.name, func(b *testing.B) {
+			w := start(b, store.change)
+			for _, effect := range []string{"allow", "deny"} {
+				for _, clients := range []int{1, 8, 64} {
+					b.Run(fmt.Sprintf("%s/clients=%d", effect, clients), func(b *testing.B) { w.measure(b, effect, clients) })
+				}
+			}
+		})
+	}
+}
+
+type world struct {
+	url, token string
+	client     *http.Client
+	bodies     map[string][][]byte // by effect: one for each session
+}
+
+const maxClients = 64
+
+func start(b *testing.B, change func(dir string, c *config.Config)) *world {
+	b.Helper()
+	dir := b.TempDir()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(b, err)
+	jwks, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k", Algorithm: "ES256", Use: "sig"}}})
+	must(b, err)
+	must(b, os.WriteFile(filepath.Join(dir, "jwks.json"), jwks, 0o600))
+	must(b, os.WriteFile(filepath.Join(dir, "root.key"), []byte(base64.StdEncoding.EncodeToString(make([]byte, 32))), 0o600))
+
+	c := config.Default()
+	c.Listen, c.OpsListen, c.ExternalURL = "127.0.0.1:0", "127.0.0.1:0", "http://127.0.0.1:1"
+	c.RootKeyFile, c.Policy.Path, c.Policy.Deadline = filepath.Join(dir, "root.key"), "../../policies", 5*time.Second
+	c.Issuers = []config.Issuer{{
+		Issuer: issuer, SpeaksFor: []config.Principal{config.User, config.Agent}, Audience: audience,
+		Algorithms: []string{"ES256"}, JWKSFile: filepath.Join(dir, "jwks.json"),
+	}}
+	c.Minters = map[string]config.Minter{"crm": {Kind: "jwt", Audience: "urn:crm:api", Scopes: []string{"crm:read", "crm:write"}, MaxTTL: 5 * time.Minute}}
+	change(dir, &c)
+	ctx, stop := context.WithCancel(context.Background())
+	s, err := server.New(ctx, c, false, slog.New(slog.DiscardHandler))
+	must(b, err)
+	done := make(chan error)
+	go func() { done <- s.Run(ctx) }()
+	b.Cleanup(func() {
+		stop()
+		must(b, <-done)
+	})
+
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "k"}}, (&jose.SignerOptions{}).WithType("at+jwt"))
+	must(b, err)
+	now := time.Now()
+	token, err := jwt.Signed(signer).Claims(map[string]any{
+		"iss": issuer, "aud": audience, "sub": "alice", "client_id": "sales-agent", "groups": []string{"sales"},
+		"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "jti": "1",
+	}).Serialize()
+	must(b, err)
+	w := &world{
+		url: "http://" + s.Addr().String(), token: token, bodies: map[string][][]byte{},
+		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: maxClients}, Timeout: 30 * time.Second},
+	}
+	for range maxClients {
+		var opened struct {
+			Session string `json:"session"`
+		}
+		w.post(b, "/sessions", []byte(`{}`), &opened)
+		for effect, act := range map[string]string{
+			"allow": `"intent":{"action":"crm.opportunity.read","parameters":{"quarter":"Q3"}},"resource":{"type":"crm.opportunity","id":"opp-42"}`,
+			"deny":  `"intent":{"action":"payments.transfer.create","parameters":{"amount":500}},"resource":{"type":"payments.account","id":"main"}`,
+		} {
+			w.bodies[effect] = append(w.bodies[effect], fmt.Appendf(nil, `{"session":%q,%s}`, opened.Session, act))
+		}
+	}
+	return w
+}
+
+func (w *world) post(b *testing.B, path string, body []byte, out any) {
+	req, err := http.NewRequest(http.MethodPost, w.url+path, bytes.NewReader(body))
+	must(b, err)
+	req.Header.Set("Authorization", "Bearer "+w.token)
+	req.Header.Set("Content-Type", "application/json")
+	res, err := w.client.Do(req)
+	must(b, err)
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	must(b, err)
+	if res.StatusCode >= 300 {
+		b.Errorf("%s: %s", res.Status, answer)
+		return
+	}
+	must(b, json.Unmarshal(answer, out))
+}
+
+func (w *world) measure(b *testing.B, effect string, clients int) {
+	took := make([]time.Duration, b.N)
+	var next sync.Mutex
+	i := 0
+	var g sync.WaitGroup
+	b.ResetTimer()
+	start := time.Now()
+	for c := range clients {
+		g.Go(func() {
+			for {
+				next.Lock()
+				n := i
+				i++
+				next.Unlock()
+				if n >= b.N {
+					return
+				}
+				var answer struct {
+					Decision string `json:"decision"`
+				}
+				begin := time.Now()
+				w.post(b, "/decide", w.bodies[effect][c], &answer)
+				took[n] = time.Since(begin)
+				if answer.Decision != effect {
+					b.Errorf("%q, want %q", answer.Decision, effect)
+				}
+			}
+		})
+	}
+	g.Wait()
+	b.StopTimer()
+	elapsed := time.Since(start)
+	slices.Sort(took)
+	ms := func(q float64) float64 { return float64(took[int(q*float64(len(took)-1))].Microseconds()) / 1000 }
+	b.ReportMetric(float64(b.N)/elapsed.Seconds(), "decisions/s")
+	b.ReportMetric(ms(0.5), "p50-ms")
+	b.ReportMetric(ms(0.99), "p99-ms")
+}
+
+func must(b *testing.B, err error) {
+	b.Helper()
+	if err != nil {
+		b.Fatal(err)
+	}
+}
