@@ -34,7 +34,7 @@ test: deps lint policy-test go-test browser-test demo ## everything, from format
 	echo "$$((go_passed + opa_passed)) passed, 0 failed"
 
 .PHONY: test-full
-test-full: test fuzz ## the same and the long suites
+test-full: test fuzz postgres-test chaos ## the same and the long suites
 
 .PHONY: deps
 deps: ## install what the tests need and the machine lacks
@@ -62,9 +62,23 @@ policy-test: ## opa fmt, check and test; is the sample bundle current?
 	@cmp dist/writ.tar.gz bundles/writ.tar.gz || { echo "bundles/writ.tar.gz is not what policies/ builds: run make sample" >&2; exit 1; }
 
 .PHONY: go-test
-go-test: ## go test -race, end-to-end tests included
+go-test: ## go test -race on SQLite and a real PostgreSQL, end-to-end tests included
 	@mkdir -p dist
-	$(TOOL) gotestsum --format pkgname-and-test-fails --jsonfile dist/go-test.json -- -race ./...
+	go run ./test/postgres/run -- $(TOOL) gotestsum --format pkgname-and-test-fails --jsonfile dist/go-test.json -- -race ./...
+
+.PHONY: chaos
+chaos: ## kill replicas and PostgreSQL under load, some 200 times, and look for what is lost
+	WRIT_CHAOS=full go test -count=1 -timeout 50m -run TestChaos -v ./test/crash
+
+# The store's tests on each PostgreSQL that Writ supports.
+.PHONY: postgres-test
+postgres-test: ## the store's tests on PostgreSQL 16, 17 and 18
+	@for v in 16 17 18; do echo "PostgreSQL $$v"; \
+	  go run ./test/postgres/run -version $$v -- go test -count=1 -race ./internal/sqlstore || exit 1; done
+
+.PHONY: bench
+bench: ## latency and throughput of /decide on both engines
+	go test -run '^$$' -bench . -benchtime 3s ./test/bench
 
 .PHONY: browser-test
 browser-test: ## the pages in a real Chromium

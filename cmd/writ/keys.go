@@ -46,7 +46,7 @@ func (c keysListCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	keys, err := s.ListKeys(ctx)
 	if err != nil {
 		return err
@@ -103,7 +103,7 @@ func (c keysRotateCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	switch c.Purpose {
 	case "data":
 		root, err := config.RootKey(cfg.RootKeyFile)
@@ -171,7 +171,7 @@ func (c keysRewrapCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	old, err := config.RootKey(cfg.RootKeyFile)
 	if err != nil {
 		return err

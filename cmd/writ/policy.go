@@ -31,7 +31,7 @@ func (c policyReplayCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	var record decision.Record
 	var input audit.Input
 	err = s.View(ctx, func(tx *sqlstore.Tx) (err error) {

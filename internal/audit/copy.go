@@ -127,7 +127,7 @@ func (p FilePlace) Last(origin string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read copied checkpoints: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	last := ""
 	err = EachCheckpoint(f, func(signed string) error {
 		c, err := ReadCheckpoint(signed)

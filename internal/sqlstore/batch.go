@@ -241,7 +241,7 @@ func (e *sqlite) prepare(query string) (*sql.Stmt, error) {
 
 // ExecContext implements querier.
 func (e *sqlite) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	s, err := e.prepare(query)
+	s, err := e.prepare(query) //nolint:sqlclosecheck // it stays for the next; drop closes it
 	if err != nil {
 		return nil, err
 	}
@@ -250,7 +250,7 @@ func (e *sqlite) ExecContext(ctx context.Context, query string, args ...any) (sq
 
 // QueryContext implements querier.
 func (e *sqlite) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	s, err := e.prepare(query)
+	s, err := e.prepare(query) //nolint:sqlclosecheck // as above
 	if err != nil {
 		return nil, err
 	}

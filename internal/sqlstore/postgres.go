@@ -214,16 +214,20 @@ func (e *postgres) once(ctx context.Context, f func(*Tx) error) error {
 
 // start begins to listen, and returns once it does or has failed to for the first
 // time.
-func (e *postgres) start(context.Context) error {
+func (e *postgres) start(ctx context.Context) error {
 	if e.log == nil {
 		return nil
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	listening, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e.stop = stop
 	tried := make(chan struct{})
-	e.listener.Go(func() { e.listen(ctx, sync.OnceFunc(func() { close(tried) })) })
-	<-tried
-	return nil
+	e.listener.Go(func() { e.listen(listening, sync.OnceFunc(func() { close(tried) })) })
+	select {
+	case <-tried:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 const (

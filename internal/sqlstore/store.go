@@ -65,8 +65,12 @@ type engine interface {
 	begin(ctx context.Context) (q querier, now time.Time, end func(), err error)
 	// Now is the store's clock: the one that transactions have.
 	Now() time.Time
+	// admin is for migrations, before the first transaction.
 	admin() *sql.DB
+	// start begins the engine's own work.
+	start(ctx context.Context) error
 	Close() error
+	fmt.Stringer // without secrets
 }
 
 // Open opens the database, brings its schema up to date and makes sure that the
@@ -92,24 +96,9 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	if s.seal, err = s.unlock(ctx, cfg.Root); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", s.name(), err)
+		return nil, fmt.Errorf("open store %s: %w", s.engine, err)
 	}
-	return s, s.ready(ctx)
-}
-
-// ready begins the engine's own work, where it has any.
-func (s *Store) ready(ctx context.Context) error {
-	if e, ok := s.engine.(interface{ start(context.Context) error }); ok {
-		return e.start(ctx)
-	}
-	return nil
-}
-
-func (s *Store) name() string {
-	if e, ok := s.engine.(fmt.Stringer); ok {
-		return e.String()
-	}
-	return ""
+	return s, s.start(ctx)
 }
 
 // migrate brings the schema up to date; of replicas that start at once one does it,

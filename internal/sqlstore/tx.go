@@ -174,18 +174,6 @@ func jsonOf(v any) sql.Scanner {
 	})
 }
 
-// sealedOf opens a sealed column into v. The row's id must be scanned before it.
-func (t *Tx) sealedOf(v *[]byte, column string, row *string) sql.Scanner {
-	return scanFunc(func(src any) (err error) {
-		b, ok := src.([]byte)
-		if !ok && src != nil {
-			return fmt.Errorf("%s of %s: %w", column, *row, errRootKey)
-		}
-		*v, err = t.seal.open(b, column, *row)
-		return err
-	})
-}
-
 // asJSON writes a value of ours, which always has a JSON form.
 func asJSON(v any) string {
 	b, err := json.Marshal(v)

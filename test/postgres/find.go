@@ -191,7 +191,7 @@ func open(dir string) error {
 		if d.IsDir() || filepath.Base(filepath.Dir(path)) == "bin" {
 			mode = 0o755
 		}
-		return os.Chmod(path, mode) //nolint:gosec // programs are no secret
+		return os.Chmod(path, mode)
 	})
 }
 
@@ -211,9 +211,9 @@ func cacheDir(user *account) (string, error) {
 		dir = "/var/cache"
 	}
 	dir = filepath.Join(dir, "writ-test")
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // programs are no secret
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		dir = filepath.Join(os.TempDir(), "writ-test-cache-"+strconv.Itoa(os.Getuid()))
-		if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // as above
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return "", fmt.Errorf("make cache folder: %w", err)
 		}
 	}

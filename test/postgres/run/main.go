@@ -47,7 +47,7 @@ func run() (code int, err error) {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, s.Stop()) }()
-	c := exec.CommandContext(ctx, flag.Arg(0), flag.Args()[1:]...) //nolint:gosec // the caller's own command
+	c := exec.CommandContext(ctx, flag.Arg(0), flag.Args()[1:]...)
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.Env = append(os.Environ(), postgres.SharedEnv+"="+s.DSN("postgres"))
