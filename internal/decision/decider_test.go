@@ -14,6 +14,7 @@ import (
 	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/policy"
 	"github.com/writsec/writ/internal/sqlstore"
+	"github.com/writsec/writ/internal/storetest"
 )
 
 // rules has one action for each thing that a decision can be.
@@ -191,7 +192,7 @@ func TestNoEntryNoAnswer(t *testing.T) {
 			f := newFixture(t, rules, nil)
 			r := f.request("mint")
 			r.Session, r.IdempotencyKey = f.open(), "k"
-			f.sql("CREATE TRIGGER broken BEFORE INSERT ON " + table + " BEGIN SELECT RAISE(FAIL, 'disk full'); END")
+			mend := storetest.Break(f.t, f.url, table)
 			a, err := f.Decide(context.Background(), r)
 			if !fault.Is(err, fault.Unavailable) || a.Credential != nil {
 				t.Fatalf("got %+v, %v; want unavailable", a, err)
@@ -199,7 +200,7 @@ func TestNoEntryNoAnswer(t *testing.T) {
 			if f.minter.minted.Load() != 0 {
 				t.Error("minted without a record")
 			}
-			f.sql("DROP TRIGGER broken")
+			mend()
 			if n := f.entries(); n[audit.DecisionAllow] != 0 || n[audit.LeaseActive] != 0 {
 				t.Errorf("half a step stayed: %v", n)
 			}
@@ -425,7 +426,11 @@ func TestDamagedApproval(t *testing.T) {
 			t.Fatal("never prompted")
 		}
 	}
-	f.sql(`UPDATE approvals SET auth_req_id_sealed = x'00', version = version + 1`)
+	damaged := `x'00'`
+	if storetest.OnPostgres() {
+		damaged = `'\x00'`
+	}
+	f.sql(`UPDATE approvals SET auth_req_id_sealed = ` + damaged + `, version = version + 1`)
 	f.wait(a, "failed")
 	r.Resource.ID = "2"
 	f.phone.answer.Store(int64(approval.PollAnswered))

@@ -5,7 +5,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,10 +27,18 @@ import (
 	"github.com/writsec/writ/internal/policy"
 	"github.com/writsec/writ/internal/session"
 	"github.com/writsec/writ/internal/sqlstore"
+	"github.com/writsec/writ/internal/storetest"
 	"github.com/writsec/writ/internal/telemetry"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	code := storetest.Both(m)
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Println(err)
+		code = 1
+	}
+	os.Exit(code)
+}
 
 const (
 	issuer   = "https://idp.example"
@@ -43,6 +50,7 @@ const (
 type fixture struct {
 	*decision.Decider
 	t      *testing.T
+	url    string // of the store
 	dir    string
 	store  *sqlstore.Store
 	signer jose.Signer
@@ -73,7 +81,8 @@ func newFixture(t *testing.T, rego string, change func(*decision.Config)) *fixtu
 	})
 	f.must(err)
 
-	f.store, err = sqlstore.Open(ctx, sqlstore.Config{URL: "sqlite:" + f.dbPath(), Root: sqlstore.RootKey{1}, Now: time.Now, Logger: log})
+	f.url = storetest.URL(t, migrate)
+	f.store, err = sqlstore.Open(ctx, sqlstore.Config{URL: f.url, Root: sqlstore.RootKey{1}, Logger: log})
 	f.must(err)
 	t.Cleanup(func() { f.must(f.store.Close()) })
 
@@ -109,8 +118,6 @@ func newFixture(t *testing.T, rego string, change func(*decision.Config)) *fixtu
 	t.Cleanup(func() { stop(); f.must(<-done) })
 	return f
 }
-
-func (f *fixture) dbPath() string { return filepath.Join(f.dir, "writ.db") }
 
 func (f *fixture) must(err error) {
 	f.t.Helper()
@@ -195,11 +202,7 @@ func (f *fixture) entries() map[audit.Kind]int {
 // sql runs a statement beside Writ, as a broken disk or an administrator would.
 func (f *fixture) sql(statement string) {
 	f.t.Helper()
-	db, err := sql.Open("sqlite", "file:"+f.dbPath()+"?_pragma=busy_timeout(5000)")
-	f.must(err)
-	defer db.Close()
-	_, err = db.Exec(statement)
-	f.must(err)
+	storetest.Exec(f.t, f.url, statement)
 }
 
 // fakeMinter mints nothing of value; Mint fails while fail is set.
@@ -253,4 +256,13 @@ func (f *fixture) status(approvalID string) (status string) {
 		return err
 	}))
 	return status
+}
+
+// migrate fills the template that each test's database is cloned from.
+func migrate(ctx context.Context, url string) error {
+	s, err := sqlstore.Open(ctx, sqlstore.Config{URL: url, Root: sqlstore.RootKey{1}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	return s.Close()
 }

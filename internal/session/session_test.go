@@ -1,10 +1,11 @@
 package session_test
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"math"
-	"path/filepath"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/session"
 	"github.com/writsec/writ/internal/sqlstore"
+	"github.com/writsec/writ/internal/storetest"
 )
 
 var (
@@ -39,7 +41,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, now: noon}
 	var err error
 	w.Store, err = sqlstore.Open(t.Context(), sqlstore.Config{
-		URL: "sqlite:" + filepath.Join(t.TempDir(), "writ.db"), Now: func() time.Time { return w.now }, Logger: slog.New(slog.DiscardHandler),
+		URL: storetest.URL(t, migrate), Now: func() time.Time { return w.now }, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -233,4 +235,15 @@ func TestEnd(t *testing.T) {
 	if d := cmp.Diff([]audit.Kind{audit.SessionOpened, audit.SessionEnded}, kinds); d != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, d)
 	}
+}
+
+func TestMain(m *testing.M) { os.Exit(storetest.Both(m)) }
+
+// migrate fills the template that each test's database is cloned from.
+func migrate(ctx context.Context, url string) error {
+	s, err := sqlstore.Open(ctx, sqlstore.Config{URL: url, Now: func() time.Time { return noon }, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	return s.Close()
 }

@@ -5,14 +5,19 @@ package storetest
 import (
 	"context"
 	"crypto/rand"
+	"database/sql"
 	"encoding/hex"
 	"fmt"
 	"net/url"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	_ "modernc.org/sqlite"             // the driver "sqlite"
 
 	"github.com/writsec/writ/test/postgres"
 )
@@ -50,6 +55,12 @@ func Main(m *testing.M) (code int) {
 	code = m.Run()
 	mu.Lock()
 	defer mu.Unlock()
+	for _, name := range templates { // the server may go on for others
+		if err := admin(context.Background(), `DROP DATABASE `+name); err != nil {
+			fmt.Println("drop template:", err)
+			code = max(code, 1)
+		}
+	}
 	if stop != nil {
 		if err := stop(); err != nil {
 			fmt.Println("stop PostgreSQL:", err)
@@ -109,4 +120,55 @@ func admin(ctx context.Context, statement string) error {
 	defer func() { _ = c.Close(ctx) }()
 	_, err = c.Exec(ctx, statement)
 	return err
+}
+
+// engine is what URL gives: sqlite, or postgres in the second run of Both.
+var engine = "sqlite"
+
+// Both runs the tests of a package twice, on each engine.
+func Both(m *testing.M) int {
+	code := m.Run()
+	engine = "postgres"
+	return max(code, Main(m))
+}
+
+// URL is a new store of the engine that this run is on.
+func URL(t testing.TB, migrate func(ctx context.Context, url string) error) string {
+	t.Helper()
+	if engine == "postgres" {
+		return Database(t, "both", migrate)
+	}
+	return "sqlite:" + filepath.Join(t.TempDir(), "writ.db")
+}
+
+// OnPostgres reports whether this is the run on PostgreSQL.
+func OnPostgres() bool { return engine == "postgres" }
+
+// Exec runs a statement beside Writ, as a broken disk or an administrator would.
+func Exec(t testing.TB, storeURL, statement string) {
+	t.Helper()
+	driver, dsn := "pgx", storeURL
+	if path, ok := strings.CutPrefix(storeURL, "sqlite:"); ok {
+		driver, dsn = "sqlite", "file:"+path+"?_pragma=busy_timeout(5000)"
+	}
+	db, err := sql.Open(driver, dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	if _, err := db.ExecContext(context.Background(), statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Break makes every insertion into a table fail until mend is called.
+func Break(t testing.TB, storeURL, table string) (mend func()) {
+	t.Helper()
+	if !OnPostgres() {
+		Exec(t, storeURL, `CREATE TRIGGER broken BEFORE INSERT ON `+table+` BEGIN SELECT RAISE(FAIL, 'disk full'); END`)
+		return func() { Exec(t, storeURL, `DROP TRIGGER broken`) }
+	}
+	Exec(t, storeURL, `CREATE OR REPLACE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'disk full'; END $$`)
+	Exec(t, storeURL, `CREATE TRIGGER broken BEFORE INSERT ON `+table+` FOR EACH ROW EXECUTE FUNCTION broken()`)
+	return func() { Exec(t, storeURL, `DROP TRIGGER broken ON `+table) }
 }
