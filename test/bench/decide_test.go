@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"database/sql"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -187,4 +188,90 @@ func must(b *testing.B, err error) {
 	if err != nil {
 		b.Fatal(err)
 	}
+}
+
+// BenchmarkSize measures what one allow with a credential, its release and its
+// outcome leave behind, by table.
+func BenchmarkSize(b *testing.B) {
+	pg, err := postgres.Start(b.Context(), postgres.Options{})
+	must(b, err)
+	b.Cleanup(func() { _ = pg.Stop() })
+	b.Run("postgres", func(b *testing.B) {
+		w := start(b, func(_ string, c *config.Config) { c.Store = pg.DSN("postgres") })
+		db, err := sql.Open("pgx", pg.DSN("postgres"))
+		must(b, err)
+		defer func() { _ = db.Close() }()
+		before := tableSizes(b, db)
+		b.ResetTimer()
+		for i := range b.N {
+			w.act(b, i%maxClients)
+		}
+		b.StopTimer()
+		for range 100 { // until all is in the log
+			var n int
+			must(b, db.QueryRow(`SELECT count(*) FROM audit`).Scan(&n))
+			if n == 0 {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		for table, size := range tableSizes(b, db) {
+			if size > before[table] {
+				b.ReportMetric(float64(size-before[table])/float64(b.N), table+"-B/op")
+			}
+		}
+	})
+	b.Run("sqlite", func(b *testing.B) {
+		path := filepath.Join(b.TempDir(), "writ.db")
+		w := start(b, func(_ string, c *config.Config) { c.Store = "sqlite:" + path })
+		for i := range b.N {
+			w.act(b, i%maxClients)
+		}
+		b.StopTimer()
+		time.Sleep(time.Second)
+		db, err := sql.Open("sqlite", "file:"+path)
+		must(b, err)
+		defer func() { _ = db.Close() }()
+		var pages, size float64
+		must(b, db.QueryRow(`PRAGMA page_count`).Scan(&pages))
+		must(b, db.QueryRow(`PRAGMA page_size`).Scan(&size))
+		b.ReportMetric(pages*size/float64(b.N), "file-B/op")
+	})
+}
+
+// act is one allowed act, from its decision to its end.
+func (w *world) act(b *testing.B, client int) {
+	var answer struct {
+		ID         string `json:"decision_id"`
+		Credential struct {
+			Lease string `json:"lease"`
+		} `json:"credential"`
+	}
+	w.post(b, "/decide", w.bodies["allow"][client], &answer)
+	w.post(b, "/decisions/"+answer.ID+"/outcome", []byte(`{"outcome":"succeeded"}`), &struct{}{})
+	req, err := http.NewRequest(http.MethodDelete, w.url+"/leases/"+answer.Credential.Lease, nil)
+	must(b, err)
+	req.Header.Set("Authorization", "Bearer "+w.token)
+	res, err := w.client.Do(req)
+	must(b, err)
+	_, _ = io.Copy(io.Discard, res.Body)
+	must(b, res.Body.Close())
+	if res.StatusCode != http.StatusOK {
+		b.Error(res.Status)
+	}
+}
+
+func tableSizes(b *testing.B, db *sql.DB) map[string]int64 {
+	rows, err := db.Query(`SELECT relname, pg_total_relation_size(oid) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace`)
+	must(b, err)
+	defer func() { _ = rows.Close() }()
+	out := map[string]int64{}
+	for rows.Next() {
+		var name string
+		var size int64
+		must(b, rows.Scan(&name, &size))
+		out[name] = size
+	}
+	must(b, rows.Err())
+	return out
 }
