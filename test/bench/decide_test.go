@@ -236,6 +236,9 @@ func BenchmarkSize(b *testing.B) {
 		must(b, db.QueryRow(`PRAGMA page_count`).Scan(&pages))
 		must(b, db.QueryRow(`PRAGMA page_size`).Scan(&size))
 		b.ReportMetric(pages*size/float64(b.N), "file-B/op")
+		var entry float64
+		must(b, db.QueryRow(`SELECT avg(length(entry)) FROM log_entries`).Scan(&entry))
+		b.ReportMetric(entry, "B/entry")
 	})
 }
 

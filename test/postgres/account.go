@@ -1,9 +1,11 @@
 package postgres
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"syscall"
 )
@@ -36,10 +38,40 @@ func (a *account) apply(c *exec.Cmd) {
 	}
 }
 
-// own gives a folder to the account.
-func (a *account) own(dir string) error {
+// own gives a file or folder to the account.
+func (a *account) own(path string) error {
 	if a == nil {
 		return nil
 	}
-	return os.Chown(dir, a.uid, a.gid)
+	return os.Chown(path, a.uid, a.gid)
+}
+
+// reach fails unless the account may enter dir, which includes all folders above it.
+func (a *account) reach(dir string) error {
+	if a == nil {
+		return nil
+	}
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
+	for {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return err
+		}
+		enter := os.FileMode(0o001)
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) == a.uid {
+			enter = 0o100
+		} else if ok && int(st.Gid) == a.gid {
+			enter = 0o010
+		}
+		if info.Mode()&enter == 0 {
+			return fmt.Errorf("user %d, as whom PostgreSQL runs, may not enter %s", a.uid, dir)
+		}
+		if dir == filepath.Dir(dir) {
+			return nil
+		}
+		dir = filepath.Dir(dir)
+	}
 }

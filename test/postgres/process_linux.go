@@ -30,3 +30,17 @@ func childrenOf(pid int) (out []int) {
 	}
 	return out
 }
+
+// watch has nothing to do: the kernel does.
+func watch(int) (release func()) { return func() {} }
+
+// alive is false for one that is dead already but that its new parent, which is not
+// always a good one in containers, has not reaped.
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, state, _ := strings.Cut(string(stat), ") ")
+	return !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
+}

@@ -1,6 +1,11 @@
 // Command run gives one server to a command and all it starts:
 //
-//	go run ./test/postgres/run -- go test ./...
+//	go run ./test/postgres/run [-version N] [-set name=value ...] -- go test ./...
+//
+// The command finds it by [postgres.SharedEnv]. Unless -set says otherwise, the server
+// is fast rather than safe from a crash of the machine. The exit status is that of the
+// command, or 128 and the signal that ended it, as in a shell (go run itself makes 1
+// of any failure).
 package main
 
 import (
@@ -40,23 +45,47 @@ func run() (code int, err error) {
 	if flag.NArg() == 0 {
 		return 2, errors.New("expected a command")
 	}
+	// Signals end the start, and later go to the command.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	s, err := postgres.Start(ctx, o)
+	stop()
 	if err != nil {
 		return 1, err
 	}
-	defer func() { err = errors.Join(err, s.Stop()) }()
-	c := exec.CommandContext(ctx, flag.Arg(0), flag.Args()[1:]...)
-	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
+	code, err = command(s.DSN("postgres"), signals)
+	if stopped := s.Stop(); stopped != nil {
+		return max(code, 1), errors.Join(err, stopped)
+	}
+	return code, err
+}
+
+func command(dsn string, signals <-chan os.Signal) (code int, err error) {
+	c := exec.Command(flag.Arg(0), flag.Args()[1:]...)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.Env = append(os.Environ(), postgres.SharedEnv+"="+s.DSN("postgres"))
-	err = c.Run()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		return max(exit.ExitCode(), 1), nil
-	}
-	if err != nil {
+	c.Env = append(os.Environ(), postgres.SharedEnv+"="+dsn)
+	if err := c.Start(); err != nil {
 		return 1, err
 	}
-	return 0, nil
+	done := make(chan error)
+	go func() { done <- c.Wait() }()
+	for {
+		select {
+		case s := <-signals:
+			_ = c.Process.Signal(s)
+		case err := <-done:
+			if err == nil {
+				return 0, nil
+			}
+			exit, ok := errors.AsType[*exec.ExitError](err)
+			if !ok {
+				return 1, err
+			}
+			if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+				return 128 + int(status.Signal()), nil
+			}
+			return exit.ExitCode(), nil
+		}
+	}
 }

@@ -1,0 +1,4 @@
+package postgres
+
+// Alive is for tests of what is left behind.
+var Alive = alive
