@@ -39,14 +39,13 @@ func (t *Tx) scanApproval(r scanner) (a approval.Approval, err error) {
 
 // InsertApproval implements approval.Tx.
 func (t *Tx) InsertApproval(ctx context.Context, a approval.Approval) error {
-	_, err := t.exec(ctx, "insert approval", `INSERT INTO approvals (`+approvalColumns+`)
+	return t.insert(ctx, "insert approval", `INSERT INTO approvals (`+approvalColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
 		  $21, $22, $23, $24, $25, $26, $27, $28, $29, $30)`,
 		a.ID, a.Version, a.State, a.Reason, a.Session, a.User.Issuer, a.User.ID, a.Agent.Issuer, a.Agent.ID, a.IntentHash,
 		a.Approver, a.ApproverRef.Issuer, a.ApproverRef.ID, a.Hint, a.Message, a.Code, asJSON(a.ACRValues),
 		micros(a.CreatedAt), micros(a.SentAt), micros(a.ExpiresAt), a.Interval.Microseconds(), micros(a.PolledAt), flag(a.Polling), a.Failures, micros(a.DueAt),
 		t.seal.seal([]byte(a.AuthReqID), authReqIDColumn, a.ID), t.seal.seal(a.Answer, answerColumn, a.ID), a.ACR, asJSON(a.AMR), micros(a.AuthTime))
-	return err
 }
 
 // Approval implements approval.Tx.

@@ -12,12 +12,11 @@ import (
 // InsertDecision implements decision.Tx.
 func (t *Tx) InsertDecision(ctx context.Context, r decision.Record) error {
 	r.Answer.Credential = nil // whatever the caller thinks: a secret is never stored
-	_, err := t.exec(ctx, "insert decision", `
+	return t.insert(ctx, "insert decision", `
 		INSERT INTO decisions (id, at, session, user_issuer, user_subject, agent_issuer, agent_subject, intent_hash, answer, approval, lease)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
 		r.ID, micros(r.At), r.Session, r.User.Issuer, r.User.ID, r.Agent.Issuer, r.Agent.ID, r.IntentHash,
 		asJSON(r.Answer), r.Approval, r.Lease)
-	return err
 }
 
 // Decision implements decision.Tx.

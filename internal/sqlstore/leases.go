@@ -17,11 +17,10 @@ func scanLease(r scanner) (l lease.Lease, err error) {
 
 // InsertLease implements lease.Tx.
 func (t *Tx) InsertLease(ctx context.Context, l lease.Lease) error {
-	_, err := t.exec(ctx, "insert lease", `INSERT INTO leases (`+leaseColumns+`)
+	return t.insert(ctx, "insert lease", `INSERT INTO leases (`+leaseColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
 		l.ID, l.State, l.Session, l.Decision, l.User.Issuer, l.User.ID, l.Agent.Issuer, l.Agent.ID, l.IntentHash,
 		asJSON(l.Grant), micros(l.CreatedAt), micros(l.ExpiresAt), micros(l.EndedAt), l.EndReason)
-	return err
 }
 
 // Lease implements lease.Tx.

@@ -11,13 +11,12 @@ import (
 
 // AppendAudit implements audit.Tx.
 func (t *Tx) AppendAudit(ctx context.Context, e audit.Entry) error {
-	_, err := t.exec(ctx, "append audit entry", `
+	return t.insert(ctx, "append audit entry", `
 		INSERT INTO audit (at, kind, request_id, trace_id, user_issuer, user_subject, agent_issuer, agent_subject,
 		  operator_issuer, operator_subject, session, decision, approval, lease, detail)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
 		micros(t.now), e.Kind, e.RequestID, e.TraceID, e.User.Issuer, e.User.ID, e.Agent.Issuer, e.Agent.ID,
 		e.Operator.Issuer, e.Operator.ID, e.Session, e.Decision, e.Approval, e.Lease, asJSON(e.Detail))
-	return err
 }
 
 // Unsequenced implements audit.LogTx.
@@ -122,9 +121,8 @@ func (t *Tx) Tile(ctx context.Context, level int, n int64) ([]byte, error) {
 
 // PutTile implements audit.LogTx.
 func (t *Tx) PutTile(ctx context.Context, level int, n int64, data []byte) error {
-	_, err := t.exec(ctx, "put log tile", `INSERT INTO log_tiles (level, n, data) VALUES ($1, $2, $3)
+	return t.insert(ctx, "put log tile", `INSERT INTO log_tiles (level, n, data) VALUES ($1, $2, $3)
 		ON CONFLICT (level, n) DO UPDATE SET data = excluded.data`, level, n, data)
-	return err
 }
 
 // CheckpointKeys implements audit.LogTx.
@@ -184,9 +182,8 @@ func (t *Tx) PruneLog(ctx context.Context, below int64) (int64, error) {
 
 // PutInput stores what a decision was made on.
 func (t *Tx) PutInput(ctx context.Context, in audit.Input) error {
-	_, err := t.exec(ctx, "put decision input", `INSERT INTO inputs (decision, at, kept, input) VALUES ($1, $2, $3, $4)`,
+	return t.insert(ctx, "put decision input", `INSERT INTO inputs (decision, at, kept, input) VALUES ($1, $2, $3, $4)`,
 		in.Decision, micros(t.now), in.Kept, string(in.JSON))
-	return err
 }
 
 // Input returns what a decision was made on; fault.NotFound where it was not kept.

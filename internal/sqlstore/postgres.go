@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -94,8 +95,12 @@ func (e *postgres) checkVersion(ctx context.Context) error {
 	if n < minVersion {
 		return fmt.Errorf("%s is PostgreSQL %d; Writ needs 16 or later", e, n/10000)
 	}
-	_, err := e.readClock(ctx, e.db)
-	return err
+	t, _, err := e.tx(ctx, "BEGIN")
+	if err != nil {
+		return err
+	}
+	t.end()
+	return nil
 }
 
 // String names the store, without its secrets.
@@ -115,29 +120,8 @@ func (e *postgres) Now() time.Time {
 	return r.server.Add(time.Since(r.local)).Truncate(time.Microsecond)
 }
 
-func (e *postgres) readClock(ctx context.Context, q querier) (time.Time, error) {
-	start := time.Now()
-	rows, err := q.QueryContext(ctx, `SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint`)
-	if err != nil {
-		return time.Time{}, err
-	}
-	defer rows.Close()
-	var us int64
-	for rows.Next() {
-		if err := rows.Scan(&us); err != nil {
-			return time.Time{}, err
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return time.Time{}, err
-	}
-	now := time.UnixMicro(us).UTC()
-	e.clock.Store(&reading{server: now, local: start.Add(time.Since(start) / 2)})
-	if e.fixed != nil {
-		return e.Now(), nil
-	}
-	return now, nil
-}
+// clockQuery is in microseconds since 1970.
+const clockQuery = `SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint`
 
 // conn waits for a free connection, but not for ever.
 func (e *postgres) conn(ctx context.Context) (*sql.Conn, error) {
@@ -146,30 +130,104 @@ func (e *postgres) conn(ctx context.Context) (*sql.Conn, error) {
 	return e.db.Conn(wait)
 }
 
-// tx starts a transaction. end rolls back what was not committed and gives the
-// connection back.
-func (e *postgres) tx(ctx context.Context, o *sql.TxOptions) (tx *sql.Tx, now time.Time, end func(), err error) {
+// pgTx is a transaction on a connection of its own. It speaks to the server below
+// database/sql where that saves a round trip: many transactions are little else.
+type pgTx struct {
+	*sql.Conn
+	over bool
+}
+
+// raw runs f on the connection.
+func (t *pgTx) raw(f func(*pgx.Conn) error) error {
+	return t.Raw(func(driver any) error { return f(driver.(*stdlib.Conn).Conn()) })
+}
+
+// tx starts a transaction and reads the clock in the same breath.
+func (e *postgres) tx(ctx context.Context, begin string) (_ *pgTx, now time.Time, err error) {
 	c, err := e.conn(ctx)
 	if err != nil {
-		return nil, now, nil, err
+		return nil, now, err
 	}
-	if tx, err = c.BeginTx(ctx, o); err != nil {
-		return nil, now, nil, errors.Join(err, c.Close())
+	t := &pgTx{Conn: c}
+	bound, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	start := time.Now()
+	var us int64
+	err = t.raw(func(c *pgx.Conn) error {
+		results, err := c.PgConn().Exec(bound, begin+"; "+clockQuery).ReadAll()
+		if err != nil {
+			return err
+		}
+		us, err = strconv.ParseInt(string(results[len(results)-1].Rows[0][0]), 10, 64)
+		return err
+	})
+	if err != nil {
+		t.end()
+		return nil, now, err
 	}
-	end = func() {
-		_ = tx.Rollback()
-		_ = c.Close()
+	now = time.UnixMicro(us).UTC()
+	e.clock.Store(&reading{server: now, local: start.Add(time.Since(start) / 2)})
+	if e.fixed != nil {
+		now = e.Now()
 	}
-	if now, err = e.readClock(ctx, tx); err != nil {
-		end()
-		return nil, now, nil, err
+	return t, now, nil
+}
+
+// end rolls back what was not committed and gives the connection back, or up.
+func (t *pgTx) end() {
+	if !t.over {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		_ = t.Raw(func(c any) error {
+			if _, err := c.(*stdlib.Conn).Conn().PgConn().Exec(ctx, "ROLLBACK").ReadAll(); err != nil {
+				return driver.ErrBadConn
+			}
+			return nil
+		})
 	}
-	return tx, now, end, nil
+	_ = t.Close()
+}
+
+// send runs statements in one round trip, and with them the commit.
+func (t *pgTx) send(ctx context.Context, statements []statement, commit bool) (op string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	var batch pgx.Batch
+	for _, s := range statements {
+		batch.Queue(s.query, s.args...)
+	}
+	if commit {
+		batch.Queue("COMMIT")
+	}
+	return op, t.raw(func(c *pgx.Conn) error {
+		results := c.SendBatch(ctx, &batch)
+		for _, s := range statements {
+			if _, err := results.Exec(); err != nil {
+				op = s.op
+				return errors.Join(err, results.Close())
+			}
+		}
+		op = "commit"
+		if commit {
+			tag, err := results.Exec()
+			if err == nil && tag.String() != "COMMIT" { // of what had failed before
+				err = pgx.ErrTxCommitRollback
+			}
+			if err != nil {
+				return errors.Join(err, results.Close())
+			}
+			t.over = true
+		}
+		return results.Close()
+	})
 }
 
 func (e *postgres) begin(ctx context.Context) (querier, time.Time, func(), error) {
-	tx, now, end, err := e.tx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
-	return tx, now, end, err
+	t, now, err := e.tx(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+	if err != nil {
+		return nil, now, nil, err
+	}
+	return t, now, t.end, nil
 }
 
 // update implements engine. Concurrent transactions share the server's commits by
@@ -191,22 +249,20 @@ func (e *postgres) update(ctx context.Context, f func(*Tx) error) error {
 }
 
 func (e *postgres) once(ctx context.Context, f func(*Tx) error) error {
-	tx, now, end, err := e.tx(ctx, nil)
+	tx, now, err := e.tx(ctx, "BEGIN")
 	if err != nil {
 		return unavailable(ctx, "begin", err)
 	}
-	defer end() // after a panic too
-	t := &Tx{q: tx, dialect: e.store.dialect, seal: e.store.seal, now: now, write: true}
+	defer tx.end() // after a panic too
+	t := &Tx{q: tx, dialect: e.store.dialect, seal: e.store.seal, now: now, write: true, pipe: tx.send}
 	if err := f(t); err != nil {
 		return err
 	}
 	if len(t.topics) > 0 {
-		if _, err := t.exec(ctx, "notify", e.store.notify, t.topics); err != nil {
-			return err
-		}
+		t.waiting = append(t.waiting, statement{"notify", e.store.notify, []any{t.topics}})
 	}
-	if err := tx.Commit(); err != nil {
-		return unavailable(ctx, "commit", err)
+	if err := t.flush(ctx, true); err != nil {
+		return err
 	}
 	e.store.hub.wake(t.topics)
 	return nil

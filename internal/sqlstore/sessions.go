@@ -20,12 +20,11 @@ func scanSession(r scanner) (s session.Session, err error) {
 
 // InsertSession implements session.Tx.
 func (t *Tx) InsertSession(ctx context.Context, s session.Session) error {
-	_, err := t.exec(ctx, "insert session", `INSERT INTO sessions (`+sessionColumns+`)
+	return t.insert(ctx, "insert session", `INSERT INTO sessions (`+sessionColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
 		s.ID, s.Version, s.User.Issuer, s.User.ID, asJSON(s.User.Claims), s.Agent.Issuer, s.Agent.ID,
 		asJSON(s.Task), asJSON(s.Envelope), asJSON(s.Labels), asJSON(s.Counters),
 		micros(s.StartedAt), micros(s.EndsAt), micros(s.EndedAt), s.EndReason)
-	return err
 }
 
 // Session implements session.Tx.

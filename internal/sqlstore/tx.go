@@ -20,6 +20,17 @@ type Tx struct {
 	now    time.Time
 	write  bool
 	topics []string
+
+	// pipe sends statements, and the commit, in one round trip; nil where there is no
+	// way to go. waiting is what has not been sent yet.
+	pipe    func(ctx context.Context, statements []statement, commit bool) (op string, err error)
+	waiting []statement
+}
+
+// statement is one whose result nobody waits for.
+type statement struct {
+	op, query string
+	args      []any
 }
 
 // querier runs statements.
@@ -64,8 +75,33 @@ func (t *Tx) Now() time.Time { return t.now }
 // Notify wakes those who watch the topic, after the commit.
 func (t *Tx) Notify(topic string) { t.topics = append(t.topics, topic) }
 
+// insert runs a statement of which only a failure matters, at the latest with the
+// commit.
+func (t *Tx) insert(ctx context.Context, op, query string, args ...any) error {
+	if t.pipe == nil {
+		_, err := t.exec(ctx, op, query, args...)
+		return err
+	}
+	t.waiting = append(t.waiting, statement{op, query, args})
+	return nil
+}
+
+// flush sends what waits.
+func (t *Tx) flush(ctx context.Context, commit bool) error {
+	if len(t.waiting) == 0 && !commit {
+		return nil
+	}
+	waiting := t.waiting
+	t.waiting = nil
+	op, err := t.pipe(ctx, waiting, commit)
+	return unavailable(ctx, op, err)
+}
+
 // exec runs a statement and returns how many rows it changed.
 func (t *Tx) exec(ctx context.Context, op, query string, args ...any) (int64, error) {
+	if err := t.flush(ctx, false); err != nil {
+		return 0, err
+	}
 	bound, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	res, err := t.q.ExecContext(bound, query, args...)
@@ -101,6 +137,9 @@ func one[T any](ctx context.Context, t *Tx, op string, scan func(scanner) (T, er
 
 // some reads rows.
 func some[T any](ctx context.Context, t *Tx, op string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	if err := t.flush(ctx, false); err != nil {
+		return nil, err
+	}
 	bound, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	rows, err := t.q.QueryContext(bound, query, args...)
