@@ -37,6 +37,7 @@ var postgresDialect = dialect{
 	types: strings.NewReplacer(
 		"BLOB", "BYTEA",
 		"INTEGER PRIMARY KEY AUTOINCREMENT", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+		"INTEGER PRIMARY KEY", "BIGINT PRIMARY KEY",
 	),
 	lock:   " FOR NO KEY UPDATE",
 	share:  " FOR SHARE",

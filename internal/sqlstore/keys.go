@@ -205,7 +205,8 @@ func (s *Store) Rotate(ctx context.Context, k Key, active, retire time.Duration)
 		}
 		k.ActiveAt = tx.now.Add(active)
 		if retire > 0 {
-			_, err := tx.exec(ctx, "retire keys", `UPDATE keys SET retired_at = $1 WHERE purpose = $2 AND retired_at = 0`,
+			_, err := tx.exec(ctx, "retire keys", `UPDATE keys SET retired_at = $1
+				WHERE purpose = $2 AND (retired_at = 0 OR retired_at > $1)`,
 				micros(k.ActiveAt.Add(retire)), k.Purpose)
 			if err != nil {
 				return err

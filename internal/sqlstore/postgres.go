@@ -53,6 +53,9 @@ func openPostgres(ctx context.Context, cfg Config, store *Store) (engine, error)
 		c.Password = cfg.Password
 	}
 	c.ConnectTimeout = connectTimeout
+	if c.ValidateConnect == nil { // a standby could only refuse; of several hosts, find the one that writes
+		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
 	for name, value := range map[string]string{
 		"application_name":                    "writ",
 		"timezone":                            "UTC",
@@ -75,6 +78,7 @@ func openPostgres(ctx context.Context, cfg Config, store *Store) (engine, error)
 	e.db.SetMaxOpenConns(n)
 	e.db.SetMaxIdleConns(n)
 	e.db.SetConnMaxIdleTime(5 * time.Minute)
+	e.db.SetConnMaxLifetime(time.Hour) // so that a failover is followed in the end, whatever the network hides
 	if err := e.checkVersion(ctx); err != nil {
 		return nil, errors.Join(err, e.db.Close())
 	}

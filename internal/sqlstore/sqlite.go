@@ -74,6 +74,9 @@ func openSQLite(_ context.Context, cfg Config, path string, store *Store) (_ eng
 	}
 	e.read.SetMaxOpenConns(readers)
 	e.read.SetMaxIdleConns(readers)
+	if m := cfg.Metrics; m != nil {
+		m.Listening.Set(1) // there is nobody else to listen to
+	}
 	return e, nil
 }
 

@@ -68,6 +68,7 @@ func NewMetrics() *Metrics {
 	}
 	r.MustRegister(m.Requests, m.PolicySeconds)
 	m.store(counter)
+	m.begin()
 	return m
 }
 
@@ -96,7 +97,7 @@ func (m *Metrics) store(counter func(name, help string, labels ...string) *prome
 	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
 	}
-	m.Listening = gauge("writ_store_listening", "1 while this replica is notified by the others, 0 while it polls (PostgreSQL).")
+	m.Listening = gauge("writ_store_listening", "1 while this replica is notified by the others (on SQLite there are none), 0 while it polls.")
 	m.Sequenced = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "writ_audit_entries_total", Help: "Entries that this replica sequenced into the log.",
 	})

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/writsec/writ/internal/storetest"
 	"github.com/writsec/writ/test/idp"
 )
 
@@ -55,7 +56,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer shared.Close()
-	return m.Run()
+	return storetest.Main(m)
 }
 
 // opsConsole is the client that operators use at the shared provider.

@@ -5,7 +5,7 @@
 ALTER TABLE audit ADD COLUMN trace_id TEXT NOT NULL DEFAULT '';
 
 CREATE TABLE log_entries (
-  seq           BIGINT PRIMARY KEY, -- the index in the tree, from 0
+  seq           INTEGER PRIMARY KEY, -- the index in the tree, from 0
   at            BIGINT NOT NULL,
   kind          TEXT NOT NULL,
   user_issuer   TEXT NOT NULL,
@@ -30,7 +30,7 @@ CREATE TABLE log_tiles (
 );
 
 CREATE TABLE log_head (
-  id         BIGINT PRIMARY KEY CHECK (id = 1),
+  id         INTEGER PRIMARY KEY CHECK (id = 1),
   origin     TEXT NOT NULL,
   size       BIGINT NOT NULL,
   checkpoint TEXT NOT NULL, -- of this size, signed
