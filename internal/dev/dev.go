@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"go.yaml.in/yaml/v3"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/writsec/writ/bundles"
@@ -71,6 +72,13 @@ var minters = map[string][]string{
 
 // New makes what is missing in the folder and binds everything.
 func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
+	for _, path := range []*string{&cfg.Dir, &cfg.Policies} {
+		if *path != "" {
+			if *path, err = filepath.Abs(*path); err != nil {
+				return nil, fmt.Errorf("find data folder: %w", err)
+			}
+		}
+	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
@@ -107,8 +115,33 @@ func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := writeConfig(filepath.Join(cfg.Dir, "writ.yaml"), wc); err != nil {
+		return nil, err
+	}
 	d.Server, err = server.New(ctx, wc, false, cfg.Logger)
 	return d, err
+}
+
+// writeConfig writes what commands on this store need, such as writ audit.
+func writeConfig(path string, c config.Config) error {
+	issuers := []any{}
+	for _, is := range c.Issuers {
+		issuers = append(issuers, map[string]any{
+			"issuer": is.Issuer, "speaks_for": []string{"user", "agent"}, "audience": is.Audience, "algorithms": is.Algorithms,
+		})
+	}
+	text, err := yaml.Marshal(map[string]any{
+		"external_url": c.ExternalURL, "store": c.Store, "root_key_file": c.RootKeyFile,
+		"policy": map[string]any{"path": c.Policy.Path}, "issuers": issuers,
+	})
+	if err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	text = append([]byte("# Made by writ dev, for commands on its store: writ audit, writ keys, writ policy.\n"), text...)
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	return nil
 }
 
 func (d *Dev) serverConfig(cfg Config) (config.Config, error) {

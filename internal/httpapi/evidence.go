@@ -115,14 +115,14 @@ func entryQuery(r *http.Request) (q audit.Query, err error) {
 	if err != nil {
 		return q, err
 	}
-	if q.From, err = number(form, "from", 0, 1<<62); err != nil {
+	if q.From, err = number(form, "from", 0, 0, 1<<62); err != nil {
 		return q, err
 	}
-	limit, err := number(form, "limit", defaultEntries, maxEntries)
+	limit, err := number(form, "limit", defaultEntries, 1, maxEntries)
 	if err != nil {
 		return q, err
 	}
-	q.Limit = max(int(limit), 1)
+	q.Limit = int(limit)
 	q.Kind, q.Session, q.Decision = audit.Kind(form.Get("kind")), form.Get("session"), form.Get("decision")
 	if q.User, err = refOf(form, "user"); err != nil {
 		return q, err
@@ -145,14 +145,14 @@ func (a *API) proof(w http.ResponseWriter, r *http.Request) error {
 	var out any
 	err = a.Evidence.View(r.Context(), func(tx EvidenceTx) error {
 		if form.Has("index") {
-			index, err := number(form, "index", 0, 1<<62)
+			index, err := number(form, "index", 0, 0, 1<<62)
 			if err != nil {
 				return err
 			}
 			out, err = audit.Prove(r.Context(), tx, index)
 			return err
 		}
-		from, err := number(form, "from", 0, 1<<62)
+		from, err := number(form, "from", 0, 0, 1<<62)
 		if err != nil {
 			return err
 		}
@@ -186,13 +186,13 @@ func query(r *http.Request, names ...string) (url.Values, error) {
 	return form, nil
 }
 
-func number(form url.Values, name string, absent, most int64) (int64, error) {
+func number(form url.Values, name string, absent, least, most int64) (int64, error) {
 	if !form.Has(name) {
 		return absent, nil
 	}
 	n, err := strconv.ParseInt(form.Get(name), 10, 64)
-	if err != nil || n < 0 || n > most {
-		return 0, fault.Invalid(name, "expected a whole number from 0 to %d", most)
+	if err != nil || n < least || n > most {
+		return 0, fault.Invalid(name, "expected a whole number from %d to %d", least, most)
 	}
 	return n, nil
 }

@@ -221,7 +221,7 @@ func TestEvidenceIsForOperators(t *testing.T) {
 		path, pointer string
 		loose         bool
 	}{
-		{"/audit/entries?from=-1", "from", false}, {"/audit/entries?from=x", "from", false}, {"/audit/entries?limit=1001", "limit", false},
+		{"/audit/entries?from=-1", "from", false}, {"/audit/entries?from=x", "from", false}, {"/audit/entries?limit=1001", "limit", false}, {"/audit/entries?limit=0", "limit", false},
 		{"/audit/entries?kind=", "kind", false}, {"/audit/entries?kind=a&kind=b", "kind", true}, {"/audit/entries?x=1", "x", true},
 		{"/audit/entries?user_sub=a", "user_iss", true}, {"/audit/proof", "index", true}, {"/audit/proof?index=0&from=1", "index", true},
 		{"/audit/proof?index=x", "index", false}, {"/audit/proof?from=0", "from", true}, {"/audit/proof?from=4611686018427387904", "from", true},
