@@ -78,5 +78,10 @@ type Tx interface {
 // Append writes an entry and takes the request and trace ids from ctx.
 func Append(ctx context.Context, tx Tx, e Entry) error {
 	e.RequestID, e.TraceID = telemetry.RequestID(ctx), telemetry.TraceID(ctx)
+	// What can't be hashed is refused here, with the step that it records: in the queue
+	// it would hold up all that comes after it.
+	if _, err := e.Record(); err != nil {
+		return err
+	}
 	return tx.AppendAudit(ctx, e)
 }

@@ -105,6 +105,33 @@ func TestRecordForm(t *testing.T) {
 	}
 }
 
+// An entry that can't be hashed is refused with its step; in the queue it would hold
+// up all others for ever.
+func TestEntriesThatCanNotBeHashed(t *testing.T) {
+	s := newStore(t)
+	for name, v := range map[string]any{"a channel": make(chan int), "no number": json.Number("x")} {
+		err := s.Update(t.Context(), func(tx *sqlstore.Tx) error {
+			return audit.Append(t.Context(), tx, audit.Entry{Kind: "x", Detail: map[string]any{"v": v}})
+		})
+		if err == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
+	if head := grow(t, s, 1); head.Size != 2 {
+		t.Errorf("%d entries", head.Size)
+	}
+	// What is not UTF-8 is written as what it is read as.
+	err := s.Update(t.Context(), func(tx *sqlstore.Tx) error {
+		return audit.Append(t.Context(), tx, audit.Entry{Kind: "x", Detail: map[string]any{"\xff": "a\xffb"}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if head := grow(t, s, 0); head.Size != 3 {
+		t.Errorf("%d entries", head.Size)
+	}
+}
+
 func TestCheckpoints(t *testing.T) {
 	s := newStore(t)
 	head := grow(t, s, 10)
