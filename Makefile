@@ -27,10 +27,10 @@ dev: build ## run Writ with an embedded OpenID provider
 	@bin/writ dev
 
 .PHONY: test
-test: deps lint policy-test go-test browser-test demo ## everything, from formatting to the end-to-end tests
+test: deps lint policy-test rules-test go-test browser-test demo ## everything, from formatting to the end-to-end tests
 	@go_passed=$$(cat dist/go-test.json dist/browser-test.json | grep -c '"Action":"pass".*"Test":'); \
 	opa_passed=$$(sed -n 's/^PASS: \([0-9]*\)\/.*/\1/p' dist/opa-test.txt); \
-	echo; echo "Passed: format, vet, lint, bundle, demo, $$opa_passed policy tests and $$go_passed Go tests (subtests counted)."; \
+	echo; echo "Passed: format, vet, lint, bundle, alert rules, demo, $$opa_passed policy tests and $$go_passed Go tests (subtests counted)."; \
 	echo "$$((go_passed + opa_passed)) passed, 0 failed"
 
 .PHONY: test-full
@@ -38,10 +38,11 @@ test-full: test fuzz postgres-test chaos ## the same and the long suites
 
 .PHONY: deps
 deps: ## install what the tests need and the machine lacks
-	@missing=(); for c in curl node npm gcc chromium; do command -v $$c >/dev/null || missing+=($$c); done; \
+	@missing=(); for c in curl node npm gcc chromium promtool; do command -v $$c >/dev/null || missing+=($$c); done; \
 	if (($${#missing[@]})); then \
 	  command -v apt-get >/dev/null && [[ $$(id -u) == 0 ]] || { echo "please install: $${missing[*]}" >&2; exit 1; }; \
-	  packages=("$${missing[@]/%node/nodejs}"); apt-get update -qq; apt-get install -y -qq "$${packages[@]}" >/dev/null; \
+	  packages=("$${missing[@]/%node/nodejs}"); packages=("$${packages[@]/promtool/prometheus}"); \
+	  apt-get update -qq; apt-get install -y -qq --no-install-recommends "$${packages[@]}" >/dev/null; \
 	fi
 
 .PHONY: lint
@@ -60,6 +61,13 @@ policy-test: ## opa fmt, check and test; is the sample bundle current?
 	@$(OPA) test policies --coverage --threshold 95 >/dev/null
 	@$(MAKE) --no-print-directory bundle
 	@cmp dist/writ.tar.gz bundles/writ.tar.gz || { echo "bundles/writ.tar.gz is not what policies/ builds: run make sample" >&2; exit 1; }
+
+.PHONY: rules-test
+rules-test: ## the alert rules and the queries of the dashboard, by promtool
+	promtool check rules docs/observability/alerts.yaml
+	promtool test rules docs/observability/alerts_test.yaml
+	@mkdir -p dist; node test/observability/dashboard-rules.mjs docs/observability/writ-dashboard.json > dist/dashboard-rules.json
+	promtool check rules dist/dashboard-rules.json
 
 .PHONY: go-test
 go-test: ## go test -race on SQLite and a real PostgreSQL, end-to-end tests included

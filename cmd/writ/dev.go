@@ -29,9 +29,14 @@ func (d *devCmd) Run(ctx context.Context) error {
 		}
 		return fmt.Sprintf("127.0.0.1:%d", int(d.Port)+i)
 	}
+	log := telemetry.NewTextLogger(os.Stderr, level)
+	stopTracing, err := telemetry.Setup(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
 	w, err := dev.New(ctx, dev.Config{
-		Dir: d.Dir, Policies: d.Policies, Listen: at(0), OpsListen: at(1), IDPListen: at(2),
-		Logger: telemetry.NewTextLogger(os.Stderr, level),
+		Dir: d.Dir, Policies: d.Policies, Listen: at(0), OpsListen: at(1), IDPListen: at(2), Logger: log,
 	})
 	if stopped(ctx, err) {
 		return nil

@@ -25,6 +25,7 @@ type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Play the whole story on this machine and exit."`
 	Policy  policyCmd  `cmd:"" help:"Try policies on earlier decisions."`
 	Keys    keysCmd    `cmd:"" help:"List and rotate keys."`
+	Audit   auditCmd   `cmd:"" help:"Show, export, prove and archive the log."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
@@ -69,7 +70,13 @@ func (s *serveCmd) Run(ctx context.Context) error {
 	if err := level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
 		return err
 	}
-	srv, err := server.New(ctx, cfg, s.Restored, telemetry.NewLogger(os.Stdout, level))
+	log := telemetry.NewLogger(os.Stdout, level)
+	stopTracing, err := telemetry.Setup(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
+	srv, err := server.New(ctx, cfg, s.Restored, log)
 	if stopped(ctx, err) {
 		return nil
 	}

@@ -152,8 +152,10 @@ func (e *Engine) carry(ctx context.Context, a Approval) error {
 	}
 	ctx, cancel := outlive(ctx, grace)
 	defer cancel()
-	p := e.cfg.Providers[a.ApproverRef.Issuer]
+	ctx, span := telemetry.StartTrace(ctx, "approval "+string(a.State))
 	var err error
+	defer func() { telemetry.End(span, err) }()
+	p := e.cfg.Providers[a.ApproverRef.Issuer]
 	switch a.State {
 	case Requesting:
 		err = e.start(ctx, a, p)

@@ -37,10 +37,11 @@ func (a *API) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		ww := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
+		r, span := telemetry.StartRequest(r)
 		next.ServeHTTP(ww, r)
 		route := chi.RouteContext(r.Context()).RoutePattern()
 		if route == "" {
-			route = "none" // a stranger's path must not become a label
+			route = "none" // a stranger's path must not become a label or a span
 		}
 		method := r.Method
 		switch method {
@@ -49,6 +50,7 @@ func (a *API) observe(next http.Handler) http.Handler {
 			method = "other"
 		}
 		a.Metrics.Requests.WithLabelValues(route, method, strconv.Itoa(ww.Status())).Observe(time.Since(start).Seconds())
+		telemetry.EndRequest(span, method, route, ww.Status())
 	})
 }
 

@@ -191,6 +191,10 @@ func (b *refBody) ref(pointer string) (identity.Ref, error) {
 		return identity.Ref{}, fault.Invalid(pointer+"/iss", "is missing")
 	case b.Subject == "":
 		return identity.Ref{}, fault.Invalid(pointer+"/sub", "is missing")
+	case !identity.Usable(b.Issuer):
+		return identity.Ref{}, fault.Invalid(pointer+"/iss", "expected at most %d printable bytes", identity.MaxName)
+	case !identity.Usable(b.Subject):
+		return identity.Ref{}, fault.Invalid(pointer+"/sub", "expected at most %d printable bytes", identity.MaxName)
 	}
 	return identity.Ref{Issuer: b.Issuer, ID: b.Subject}, nil
 }

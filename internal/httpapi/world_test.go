@@ -40,6 +40,7 @@ type world struct {
 	spec   *openapi3.T
 	routes chi.Routes
 	client *http.Client
+	traces *collector
 
 	mu      sync.Mutex
 	log     bytes.Buffer
@@ -75,6 +76,12 @@ func (x *world) run() (code int, err error) {
 	x.routes = httpapi.New(httpapi.Config{})
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
+	x.traces = newCollector()
+	defer x.traces.Close()
+	stopTracing, err := telemetry.Setup(ctx, telemetry.NewLogger(x, slog.LevelDebug))
+	if err != nil {
+		return 1, err
+	}
 	x.dev, err = dev.New(ctx, dev.Config{
 		Dir: dir, Policies: "../../policies", Listen: "127.0.0.1:0", OpsListen: "127.0.0.1:0", IDPListen: "127.0.0.1:0",
 		Logger: telemetry.NewLogger(x, slog.LevelDebug),
@@ -90,16 +97,27 @@ func (x *world) run() (code int, err error) {
 	go func() { done <- x.dev.Run(ctx) }()
 	x.client = &http.Client{Transport: &http.Transport{}, Timeout: 30 * time.Second}
 	code = x.m.Run()
+	series, err := x.series()
 	x.client.CloseIdleConnections()
 	stop()
+	if err != nil {
+		return 1, err
+	}
 	if err := <-done; err != nil {
 		return 1, err
 	}
+	stopTracing()
 	if code == 0 && flag.Lookup("test.run").Value.String() == "" {
 		err = x.coverage()
 	}
 	if err == nil {
 		err = x.leaks()
+	}
+	if err == nil {
+		err = x.traces.strange(x.secrets)
+	}
+	if err == nil {
+		err = unbounded(series)
 	}
 	if err != nil {
 		code = 1

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/writsec/writ/internal/telemetry"
 )
 
 const (
@@ -292,7 +294,7 @@ func NewHTTPClient(timeout time.Duration) *http.Client {
 type bounded struct{ *http.Transport }
 
 func (b bounded) RoundTrip(req *http.Request) (*http.Response, error) {
-	res, err := b.Transport.RoundTrip(req)
+	res, err := telemetry.RoundTrip(b.Transport, req)
 	if err == nil {
 		res.Body = struct {
 			io.Reader

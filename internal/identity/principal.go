@@ -95,12 +95,12 @@ func actor(claims map[string]any, name, issuer string) (sub string, ok bool) {
 		return "", false
 	}
 	sub = stringClaim(m, "sub")
-	return sub, usable(sub)
+	return sub, Usable(sub)
 }
 
-// usable says that a name is short and visible enough to stand in a policy, a
+// Usable says that a name is short and visible enough to stand in a policy, a
 // log line or a prompt.
-func usable(name string) bool {
-	return name != "" && len(name) <= maxName &&
+func Usable(name string) bool {
+	return name != "" && len(name) <= MaxName &&
 		!strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }

@@ -14,7 +14,7 @@ import (
 
 const (
 	maxToken = 16 << 10 // bytes of a token, before anything of it is parsed
-	maxName  = 512      // bytes of a sub, client_id, jti
+	MaxName  = 512      // bytes of a sub, client_id, jti
 )
 
 // tokenKind tells apart what RFC 8725 §3.11 demands to be told apart.
@@ -149,7 +149,7 @@ func TimeClaim(claims map[string]any, name string) (time.Time, bool) {
 // checkAccessToken holds a token to RFC 9068 §2.2 and §4.
 func checkAccessToken(claims map[string]any, audience string) error {
 	for _, name := range []string{"sub", "client_id", "jti"} {
-		if !usable(stringClaim(claims, name)) {
+		if !Usable(stringClaim(claims, name)) {
 			return fmt.Errorf("has no usable %s", name)
 		}
 	}
@@ -169,7 +169,7 @@ func checkAccessToken(claims map[string]any, audience string) error {
 // checkIDToken holds a token to OpenID Connect Core §3.1.3.7 for one of clients,
 // and returns that client.
 func checkIDToken(claims map[string]any, clients []string) (client string, err error) {
-	if !usable(stringClaim(claims, "sub")) {
+	if !Usable(stringClaim(claims, "sub")) {
 		return "", errors.New("has no usable sub")
 	}
 	// A logout token must never pass for an ID token (Back-Channel Logout §2.4).

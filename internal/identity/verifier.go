@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/telemetry"
 )
 
 // Issuer configures one identity provider.
@@ -206,7 +207,9 @@ func (v *Verifier) IDToken(ctx context.Context, issuerURL, client, raw string) (
 
 // Caller verifies the tokens of an agent's request and that they belong together.
 // subject may be empty. Every refusal is a fault.InvalidToken.
-func (v *Verifier) Caller(ctx context.Context, bearer, subject string) (Caller, error) {
+func (v *Verifier) Caller(ctx context.Context, bearer, subject string) (_ Caller, err error) {
+	ctx, span := telemetry.Start(ctx, "identity verify")
+	defer func() { telemetry.End(span, err) }()
 	b, err := v.verify(ctx, bearer)
 	if err != nil {
 		return Caller{}, refused("the bearer token", err)
@@ -297,7 +300,9 @@ func (v *Verifier) subject(ctx context.Context, raw string, agent Ref) (*Princip
 
 // Operator verifies an operator's access token. A token without the configured
 // claim is fault.Forbidden.
-func (v *Verifier) Operator(ctx context.Context, bearer string) (Principal, error) {
+func (v *Verifier) Operator(ctx context.Context, bearer string) (_ Principal, err error) {
+	ctx, span := telemetry.Start(ctx, "identity verify")
+	defer func() { telemetry.End(span, err) }()
 	t, err := v.verify(ctx, bearer)
 	if err != nil {
 		return Principal{}, refused("the bearer token", err)

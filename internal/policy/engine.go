@@ -143,7 +143,9 @@ func (e *Engine) Ready() bool { return e.current.Load() != nil }
 // Decide evaluates. Every failure of policy is a Result that denies; the error is
 // only for a decision that could not be attempted: fault.NotReady without
 // policies, fault.Overloaded when too many evaluations run.
-func (e *Engine) Decide(ctx context.Context, in Input) (Result, error) {
+func (e *Engine) Decide(ctx context.Context, in Input) (_ Result, err error) {
+	ctx, span := telemetry.Start(ctx, "policy evaluate")
+	defer func() { telemetry.End(span, err) }()
 	s := e.current.Load()
 	if s == nil {
 		return Result{}, fault.New(fault.NotReady, "no policies are loaded")

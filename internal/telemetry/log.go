@@ -1,5 +1,5 @@
 // Package telemetry is what Writ says of itself to those who run it: structured
-// logs and Prometheus metrics. Neither ever carries a secret.
+// logs, Prometheus metrics and OpenTelemetry traces. None ever carries a secret.
 package telemetry
 
 import (
@@ -22,7 +22,8 @@ func RequestID(ctx context.Context) string {
 	return id
 }
 
-// NewLogger writes JSON lines. Lines logged with a request's context carry its id.
+// NewLogger writes JSON lines. Lines logged with a request's context carry its id
+// and its trace's.
 func NewLogger(w io.Writer, level slog.Level) *slog.Logger {
 	return slog.New(contextHandler{slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})})
 }
@@ -45,6 +46,9 @@ type contextHandler struct{ slog.Handler }
 func (h contextHandler) Handle(ctx context.Context, r slog.Record) error {
 	if id := RequestID(ctx); id != "" {
 		r.AddAttrs(slog.String("request_id", id))
+	}
+	if id := TraceID(ctx); id != "" {
+		r.AddAttrs(slog.String("trace_id", id))
 	}
 	return h.Handler.Handle(ctx, r)
 }

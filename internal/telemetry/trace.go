@@ -10,10 +10,19 @@ import (
 
 var tracer = otel.Tracer("github.com/writsec/writ")
 
-// Start begins a span below the one of ctx. Names are constants; nothing secret is
-// ever an attribute.
+// Start begins a span below the one of ctx; without one it does nothing, or the loops
+// that look at the store many times a second would drown the rest. Names are
+// constants; nothing secret is ever an attribute.
 func Start(ctx context.Context, name string) (context.Context, trace.Span) {
+	if parent := trace.SpanFromContext(ctx); !parent.SpanContext().IsValid() {
+		return ctx, parent
+	}
 	return tracer.Start(ctx, name)
+}
+
+// StartTrace begins a trace of its own, for work that no request waits for.
+func StartTrace(ctx context.Context, name string) (context.Context, trace.Span) {
+	return tracer.Start(ctx, name, trace.WithNewRoot())
 }
 
 // End ends a span. Of an error it notes only that there was one: its text is the
