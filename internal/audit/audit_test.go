@@ -358,7 +358,8 @@ func TestCopier(t *testing.T) {
 func TestFilePlace(t *testing.T) {
 	s := newStore(t)
 	file := audit.FilePlace{Path: filepath.Join(t.TempDir(), "new", "checkpoints")}
-	if last, err := file.Last("x"); last != "" || err != nil {
+	vkeys := []string{verifier(t, s)}
+	if last, err := file.Largest("x", vkeys); last != "" || err != nil {
 		t.Errorf("no file: %q %v", last, err)
 	}
 	var want []string
@@ -380,11 +381,16 @@ func TestFilePlace(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if last, err := file.Last(head.Origin); last != head.Checkpoint || err != nil {
-		t.Errorf("last %q %v", last, err)
-	}
-	if last, err := file.Last("other.example"); last != "" || err != nil {
-		t.Errorf("of another log: %q %v", last, err)
+	for name, c := range map[string]struct {
+		origin string
+		vkeys  []string
+		want   string
+	}{
+		"the last": {head.Origin, vkeys, head.Checkpoint}, "another log": {"other.example", vkeys, ""}, "signed by others": {head.Origin, []string{verifier(t, newStore(t))}, ""},
+	} {
+		if got, err := file.Largest(c.origin, c.vkeys); got != c.want || err != nil {
+			t.Errorf("%s: %q %v", name, got, err)
+		}
 	}
 	var got []string
 	text, err := os.ReadFile(file.Path)
@@ -396,6 +402,16 @@ func TestFilePlace(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
+	}
+	// A smaller one that comes later, as after a restore, does not hide it; nor does a
+	// larger one that nobody signed.
+	for _, c := range []string{want[1], strings.Replace(want[3], "\n7\n", "\n9\n", 1)} {
+		if err := file.Copy(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := file.Largest(head.Origin, vkeys); got != head.Checkpoint || err != nil {
+		t.Errorf("hidden by %q (%v)", got, err)
 	}
 	info, err := os.Stat(file.Path)
 	if err != nil || info.Mode().Perm() != 0o600 {

@@ -118,8 +118,10 @@ func (p FilePlace) Copy(_ context.Context, checkpoint string) (err error) {
 	return f.Sync()
 }
 
-// Last returns the last checkpoint of an origin in the file, "" where there is none.
-func (p FilePlace) Last(origin string) (string, error) {
+// Largest returns the checkpoint of an origin in the file that has the most entries
+// and is signed by one of the verifier keys; "" where there is none. Neither a smaller
+// one after it nor a forged one hides it.
+func (p FilePlace) Largest(origin string, vkeys []string) (string, error) {
 	f, err := os.Open(p.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
@@ -128,15 +130,18 @@ func (p FilePlace) Last(origin string) (string, error) {
 		return "", fmt.Errorf("read copied checkpoints: %w", err)
 	}
 	defer func() { _ = f.Close() }() // only read
-	last := ""
+	largest, size := "", int64(-1)
 	err = EachCheckpoint(f, func(signed string) error {
 		c, err := ReadCheckpoint(signed)
-		if err == nil && c.Origin == origin {
-			last = signed
+		if err != nil || c.Origin != origin || c.Size < size {
+			return nil // a torn one is passed over
 		}
-		return nil // a torn one is passed over; verifying is another's work
+		if _, err := OpenCheckpoint(signed, vkeys...); err == nil {
+			largest, size = signed, c.Size
+		}
+		return nil
 	})
-	return last, err
+	return largest, err
 }
 
 const maxCheckpoint = 64 << 10 // bytes of one

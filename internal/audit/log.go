@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -60,12 +61,19 @@ type LogStore interface {
 // Sequencer moves entries into the tree. On several replicas, whichever is free
 // does.
 type Sequencer struct {
-	Store   LogStore
-	Metrics *telemetry.Metrics
-	Logger  *slog.Logger
+	Store LogStore
+	// WentBack is called with the head that was seen when the store no longer has it: it
+	// was put back under a Writ that runs, by a restore or a failover that lost commits.
+	WentBack func(ctx context.Context, seen Head, why string) error
+	Metrics  *telemetry.Metrics
+	Logger   *slog.Logger
+
+	seen   Head
+	locked int // steps in a row that found the head taken
 }
 
 const (
+	lockedAlarm   = 100 // steps, some twenty seconds
 	sequenceEvery = 250 * time.Millisecond
 	sequenceBatch = 256
 )
@@ -100,11 +108,15 @@ func (s *Sequencer) Step(ctx context.Context) (more bool, err error) {
 	var sequenced int
 	var now time.Time
 	var head Head
+	var ok bool
+	back := ""
 	err = s.Store.Update(ctx, func(tx LogTx) error {
-		more, sequenced, now = false, 0, tx.Now()
-		var ok bool
+		more, sequenced, now, back = false, 0, tx.Now(), ""
 		var err error
 		if head, ok, err = tx.LockHead(ctx); err != nil || !ok {
+			return err
+		}
+		if back, err = s.wentBack(ctx, tx, head); err != nil || back != "" {
 			return err
 		}
 		entries, err := tx.Unsequenced(ctx, sequenceBatch)
@@ -115,9 +127,26 @@ func (s *Sequencer) Step(ctx context.Context) (more bool, err error) {
 		head, err = extend(ctx, tx, head, entries)
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return false, err
+	case back != "":
+		if s.WentBack == nil {
+			return false, errors.New(back)
+		}
+		s.Logger.ErrorContext(ctx, "the store went back while Writ ran", "why", back)
+		if err := s.WentBack(ctx, s.seen, back); err != nil {
+			return false, err
+		}
+		s.seen = Head{}
+		return true, nil
+	case !ok:
+		if s.locked++; s.locked%lockedAlarm == 0 {
+			s.Logger.WarnContext(ctx, "the head of the log is locked by another", "steps", s.locked)
+		}
+		return false, nil
 	}
+	s.seen, s.locked = head, 0
 	if s.Metrics != nil {
 		if sequenced > 0 {
 			s.Metrics.Sequenced.Add(float64(sequenced))
@@ -126,6 +155,14 @@ func (s *Sequencer) Step(ctx context.Context) (more bool, err error) {
 		s.Metrics.LogSize.Set(float64(head.Size))
 	}
 	return more, nil
+}
+
+// wentBack says why the log is not a continuation of what was seen of it, or "".
+func (s *Sequencer) wentBack(ctx context.Context, tx LogTx, head Head) (why string, err error) {
+	if s.seen.Origin != head.Origin || s.seen.Checkpoint == head.Checkpoint {
+		return "", nil
+	}
+	return continues(ctx, head, s.seen.Checkpoint, tx.Tile)
 }
 
 // extend appends entries to the tree and signs its new head.

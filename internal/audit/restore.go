@@ -9,34 +9,42 @@ import (
 // returns why the log is not a continuation of it, or "": then nothing was restored
 // and nothing rewritten.
 func Behind(ctx context.Context, store LogStore, outside string) (why string, err error) {
-	c, err := ReadCheckpoint(outside)
+	err = store.View(ctx, func(tx LogTx) error {
+		head, ok, err := tx.Head(ctx)
+		if err != nil || !ok {
+			return err
+		}
+		why, err = continues(ctx, head, outside, tx.Tile)
+		return err
+	})
+	return why, err
+}
+
+// continues says why a head is no continuation of an earlier checkpoint, or "".
+func continues(ctx context.Context, head Head, earlier string, tiles TileReader) (why string, err error) {
+	c, err := ReadCheckpoint(earlier)
 	if err != nil {
 		return "", err
 	}
-	err = store.View(ctx, func(tx LogTx) error {
-		why = ""
-		head, ok, err := tx.Head(ctx)
-		switch {
-		case err != nil:
-			return err
-		case !ok || head.Origin != c.Origin:
-			return nil // of another log, or of this one before an earlier restore
-		case c.Size > head.Size:
-			why = fmt.Sprintf("the copied checkpoint has %d entries, the store's log only %d", c.Size, head.Size)
-			return nil
-		}
-		root, err := RootAt(ctx, c.Size, tx.Tile)
-		if err == nil && root != c.Root {
-			why = fmt.Sprintf("the log's first %d entries are not those of the copied checkpoint", c.Size)
-		}
-		return err
-	})
+	switch {
+	case head.Origin != c.Origin:
+		return "", nil // of another log, or of this one before an earlier restore
+	case c.Size > head.Size:
+		return fmt.Sprintf("a checkpoint seen earlier has %d entries, the store's log only %d", c.Size, head.Size), nil
+	}
+	root, err := RootAt(ctx, c.Size, tiles)
+	if err == nil && root != c.Root {
+		why = fmt.Sprintf("the log's first %d entries are not those of a checkpoint seen earlier", c.Size)
+	}
 	return why, err
 }
 
 // RestoreTx is what a restore needs of a transaction.
 type RestoreTx interface {
 	LogTx
+	// RetireSigningKeys retires every key that signs credentials: among those that a
+	// backup brings back may be one that was found compromised since.
+	RetireSigningKeys(ctx context.Context) error
 	// EndEverything ends every session, approval and lease for the reason given, and
 	// forgets idempotency keys; it says how many there were.
 	EndEverything(ctx context.Context, reason string) (sessions, approvals, leases int64, err error)
@@ -59,6 +67,9 @@ func Restore(ctx context.Context, store RestoreStore, host, from, outside, why s
 		}
 		sessions, approvals, leases, err := tx.EndEverything(ctx, "restored")
 		if err != nil {
+			return err
+		}
+		if err := tx.RetireSigningKeys(ctx); err != nil {
 			return err
 		}
 		head.Origin = NewOrigin(host)

@@ -32,6 +32,9 @@ type Config struct {
 	PromptLife   time.Duration // of a prompt where policy says nothing
 	MaxPending   int           // open prompts to one person
 	Keeper       *audit.Keeper // of what decisions are made on
+	// Halted reports that what is recorded does not reach the log; nothing is decided
+	// then. nil: never.
+	Halted func() bool
 
 	Metrics *telemetry.Metrics
 	Logger  *slog.Logger
@@ -74,6 +77,9 @@ func (d *Decider) decide(ctx context.Context, req Request) (identity.Caller, Ans
 	caller, err := d.cfg.Identity.Caller(ctx, req.Bearer, req.SubjectToken)
 	if err != nil {
 		return caller, Answer{}, err
+	}
+	if d.cfg.Halted != nil && d.cfg.Halted() {
+		return caller, Answer{}, fault.New(fault.NotReady, "the audit log is stuck; nothing is decided that is not recorded")
 	}
 	for range maxAttempts {
 		answer, err := d.attempt(ctx, req, caller)

@@ -79,7 +79,7 @@ func New(cfg Config) chi.Router {
 	r.With(a.bound(64)).Post("/revocations", a.handle(a.revoke))
 	r.With(a.bound(1024)).Post("/introspect", a.handle(a.introspect))
 	r.Group(func(r chi.Router) {
-		r.Use(a.bound(32))
+		r.Use(a.bound(4)) // fewer than the store has readers
 		r.Get("/audit/checkpoint", a.handle(a.checkpoint))
 		r.Get("/audit/entries", a.handle(a.entries))
 		r.Get("/audit/proof", a.handle(a.proof))

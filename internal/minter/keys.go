@@ -21,7 +21,7 @@ import (
 type KeyStore interface {
 	// SigningKeys lists the keys that are believed, oldest first.
 	SigningKeys(ctx context.Context) ([]StoredKey, error)
-	// FirstSigningKey stores the first one; it does nothing if there is one.
+	// FirstSigningKey stores one where none is believed; otherwise it does nothing.
 	FirstSigningKey(ctx context.Context, k StoredKey) error
 	// Now is the clock by which keys become active.
 	Now() time.Time
@@ -54,28 +54,25 @@ type signer struct {
 	activeAt time.Time
 }
 
-// LoadKeys reads the signing keys and makes the first one where there is none.
+// LoadKeys reads the signing keys.
 func LoadKeys(ctx context.Context, store KeyStore) (*Keys, error) {
 	k := &Keys{store: store}
-	stored, err := store.SigningKeys(ctx)
-	if err == nil && len(stored) == 0 {
-		first, keyErr := NewKey()
-		if keyErr != nil {
-			return nil, fmt.Errorf("make signing key: %w", keyErr)
-		}
-		if err := store.FirstSigningKey(ctx, first); err != nil {
-			return nil, fmt.Errorf("store signing key: %w", err)
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("load signing keys: %w", err)
-	}
 	return k, k.Refresh(ctx)
 }
 
-// Refresh reads the keys again.
+// Refresh reads the keys again, and makes one where none is believed.
 func (k *Keys) Refresh(ctx context.Context) error {
 	stored, err := k.store.SigningKeys(ctx)
+	if err == nil && len(stored) == 0 {
+		first, keyErr := NewKey()
+		if keyErr != nil {
+			return fmt.Errorf("make signing key: %w", keyErr)
+		}
+		if err := k.store.FirstSigningKey(ctx, first); err != nil {
+			return fmt.Errorf("store signing key: %w", err)
+		}
+		stored, err = k.store.SigningKeys(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("load signing keys: %w", err)
 	}

@@ -24,6 +24,9 @@ type Tx interface {
 	// LiveSessions lists the sessions of a user, of an agent, or all, that can still
 	// carry decisions. Exactly one of the three is asked for.
 	LiveSessions(ctx context.Context, user, agent identity.Ref, all bool) ([]session.Session, error)
+	// HoldSession waits for the decisions under way in a session, and keeps new ones out
+	// until the commit: a flood of them must not hold off its end.
+	HoldSession(ctx context.Context, id string) error
 	// DueSessions lists sessions whose time is over and that are not marked ended.
 	DueSessions(ctx context.Context, limit int) ([]session.Session, error)
 	// ForgetReplays drops idempotency keys that were first used before a time, and says
@@ -73,6 +76,9 @@ func (r *Revoker) EndSession(ctx context.Context, c identity.Caller, sessionID s
 	var t toll
 	err = r.update(ctx, func(ctx context.Context, tx Tx) (err error) {
 		t = newToll()
+		if err := tx.HoldSession(ctx, sessionID); err != nil {
+			return err
+		}
 		if s, err = session.Find(ctx, tx, sessionID, c); err != nil {
 			return err
 		}
@@ -151,6 +157,9 @@ func sessionsOf(ctx context.Context, tx Tx, s Scope) ([]session.Session, error) 
 	case s.Lease != "":
 		return nil, nil
 	case s.Session != "":
+		if err := tx.HoldSession(ctx, s.Session); err != nil {
+			return nil, err
+		}
 		one, err := tx.Session(ctx, s.Session)
 		if err != nil || !one.EndedAt.IsZero() {
 			return nil, err

@@ -19,6 +19,7 @@ import (
 	"github.com/writsec/writ/internal/server"
 	"github.com/writsec/writ/internal/session"
 	"github.com/writsec/writ/internal/sqlstore"
+	"github.com/writsec/writ/internal/storetest"
 )
 
 var (
@@ -186,14 +187,10 @@ func TestRewrittenLogIsSeen(t *testing.T) {
 	if err != nil || !strings.Contains(string(outside), "\n\n— ") {
 		t.Fatalf("no copies: %q %v", outside, err)
 	}
-	lines := strings.Split(string(outside), "\n")
-	lines[len(lines)-5] = "AAAA" + lines[len(lines)-5][4:] // the last root
-	if err := os.WriteFile(c.Audit.Copies.File, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	storetest.Exec(t, "sqlite:"+db, `UPDATE log_tiles SET data = zeroblob(length(data))`) // another history
 	s, stop = start(t, c)
 	if es := entries(t, s, audit.LogRestored); len(es) != 1 || !strings.Contains(fmt.Sprint(es[0].Detail["why"]), "not those") {
-		t.Errorf("entries %v; db %s; last lines %q", es, db, lines[len(lines)-8:])
+		t.Errorf("entries %v", es)
 	}
 	if err := stop(); err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -47,6 +48,7 @@ type Server struct {
 	last     []func(context.Context) error // end one after the other, once all else is still
 	api, ops listener
 	stopping chan struct{} // closed when a stop begins
+	stuck    atomic.Bool   // entries wait too long for the log
 }
 
 // New opens the store, loads keys and policies and binds both listeners. restored
@@ -111,7 +113,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Decider: decision.New(decision.Config{
 			Identity: s.identity, Policy: s.policy, Store: sqlstore.For[decision.Tx](s.store), Approvals: approvals,
 			Providers: providers, Minters: newMinters(cfg, keys), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
-			PromptLife: cfg.Approvals.ExpiresIn, MaxPending: cfg.Approvals.MaxPending, Keeper: keeper, Metrics: metrics, Logger: log,
+			PromptLife: cfg.Approvals.ExpiresIn, MaxPending: cfg.Approvals.MaxPending, Keeper: keeper, Halted: s.stuck.Load, Metrics: metrics, Logger: log,
 		}),
 		Sessions:  &session.Manager{Store: sqlstore.For[session.Tx](s.store), Settings: settings},
 		Approvals: approvals,
@@ -125,7 +127,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Revoker: revoker, Logger: log, KeepRecords: cfg.Retention.Records, KeepInputs: cfg.Retention.Inputs,
 	}
 	s.loops = []func(context.Context) error{s.policy.Run, s.identity.Run, approvals.Run, expirer.Run, s.watch(metrics, keys, root)}
-	s.last = []func(context.Context) error{uses.Run, s.newSequencer(metrics).Run, s.newCopier(cfg.Audit.Copies, metrics).Run}
+	s.last = []func(context.Context) error{uses.Run, s.newSequencer(hostOf(cfg), metrics).Run, s.newCopier(cfg.Audit.Copies, metrics).Run}
 
 	if s.api, err = listen(cfg.Listen, handler, cfg.Approvals.MaxWait+30*time.Second, log); err != nil {
 		return nil, err
@@ -239,6 +241,9 @@ func (s *Server) unready(ctx context.Context) string {
 	}
 	if !s.policy.Ready() {
 		return "no policies"
+	}
+	if s.stuck.Load() {
+		return "audit log is stuck"
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -55,10 +56,7 @@ func storeConfig(cfg config.Config, root sqlstore.RootKey, log *slog.Logger) (sq
 // openLog begins the log, or goes on with it. A store that is older than what is
 // known of it outside was restored from a backup, and must revive nothing.
 func (s *Server) openLog(ctx context.Context, cfg config.Config, restored bool) error {
-	host := "writ"
-	if u, err := url.Parse(cfg.ExternalURL); err == nil && u.Host != "" {
-		host = u.Host
-	}
+	host := hostOf(cfg)
 	logs := sqlstore.For[audit.LogTx](s.store)
 	if err := audit.OpenLog(ctx, logs, host); err != nil {
 		return fmt.Errorf("open log: %w", err)
@@ -73,7 +71,11 @@ func (s *Server) openLog(ctx context.Context, cfg config.Config, restored bool) 
 	}
 	outside, why := "", ""
 	if file := cfg.Audit.Copies.File; file != "" {
-		if outside, err = (audit.FilePlace{Path: file}).Last(head.Origin); err != nil {
+		vkeys, err := s.verifiers(ctx)
+		if err != nil {
+			return err
+		}
+		if outside, err = (audit.FilePlace{Path: file}).Largest(head.Origin, vkeys); err != nil {
 			return err
 		}
 	}
@@ -88,16 +90,44 @@ func (s *Server) openLog(ctx context.Context, cfg config.Config, restored bool) 
 	if why == "" {
 		return nil
 	}
+	return s.restore(ctx, host, head.Origin, outside, why)
+}
+
+func (s *Server) restore(ctx context.Context, host, origin, outside, why string) error {
 	s.log.WarnContext(ctx, "restore mode: this store comes from a backup; every session, approval and lease is ended, and the log goes on under a new origin",
 		"why", why)
-	if err := audit.Restore(ctx, sqlstore.For[audit.RestoreTx](s.store), host, head.Origin, outside, why); err != nil {
+	if err := audit.Restore(ctx, sqlstore.For[audit.RestoreTx](s.store), host, origin, outside, why); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
 	return nil
 }
 
-func (s *Server) newSequencer(m *telemetry.Metrics) *audit.Sequencer {
-	return &audit.Sequencer{Store: sqlstore.For[audit.LogTx](s.store), Metrics: m, Logger: s.log}
+// hostOf is whose log it is.
+func hostOf(cfg config.Config) string {
+	if u, err := url.Parse(cfg.ExternalURL); err == nil && u.Host != "" {
+		return u.Host
+	}
+	return "writ"
+}
+
+// verifiers lists the keys that verify checkpoints of this store.
+func (s *Server) verifiers(ctx context.Context) (out []string, err error) {
+	keys, err := s.store.ListKeys(ctx)
+	for _, k := range keys {
+		if k.Purpose == sqlstore.CheckpointKey {
+			out = append(out, k.ID)
+		}
+	}
+	return out, err
+}
+
+func (s *Server) newSequencer(host string, m *telemetry.Metrics) *audit.Sequencer {
+	return &audit.Sequencer{
+		Store: sqlstore.For[audit.LogTx](s.store), Metrics: m, Logger: s.log,
+		WentBack: func(ctx context.Context, seen audit.Head, why string) error {
+			return s.restore(ctx, host, seen.Origin, seen.Checkpoint, why)
+		},
+	}
 }
 
 func (s *Server) newCopier(cfg config.Copies, m *telemetry.Metrics) *audit.Copier {
@@ -126,30 +156,37 @@ func newKeeper(ctx context.Context, cfg config.Audit, store *sqlstore.Store) (*a
 }
 
 const (
+	// maxLag is how long an entry may wait for the log, in which alone it is safe.
+	// Beyond, nothing is decided.
+	maxLag     = time.Minute
 	watchEvery = 10 * time.Second
 	watchLimit = 5 * time.Second
 )
 
 // watch follows what other replicas change of the keys, and measures the load.
 func (s *Server) watch(m *telemetry.Metrics, keys *minter.Keys, root sqlstore.RootKey) func(context.Context) error {
+	began := time.Now()
 	step := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, watchLimit)
 		defer cancel()
+		// Each by itself: one that fails must not keep the others from being followed.
+		errs := []error{s.store.RefreshDataKeys(ctx, root), keys.Refresh(ctx)}
 		var load sqlstore.Load
+		var lag time.Duration
 		err := s.store.View(ctx, func(tx *sqlstore.Tx) (err error) {
-			load, err = tx.Load(ctx)
+			if lag, err = tx.SequenceLag(ctx); err == nil {
+				load, err = tx.Load(ctx)
+			}
 			return err
 		})
-		if err != nil {
-			return err
+		// What a Writ that was down left behind gets its time too.
+		s.stuck.Store(err == nil && min(lag, time.Since(began)) > maxLag)
+		if err == nil {
+			m.OpenApprovals.Set(float64(load.OpenApprovals))
+			m.ActiveLeases.Set(float64(load.ActiveLeases))
+			m.Unsequenced.Set(float64(load.Unsequenced))
 		}
-		m.OpenApprovals.Set(float64(load.OpenApprovals))
-		m.ActiveLeases.Set(float64(load.ActiveLeases))
-		m.Unsequenced.Set(float64(load.Unsequenced))
-		if err := s.store.RefreshDataKeys(ctx, root); err != nil {
-			return err
-		}
-		return keys.Refresh(ctx)
+		return errors.Join(append(errs, err)...)
 	}
 	return func(ctx context.Context) error {
 		wake, stop := s.store.Watch(sqlstore.KeysTopic)

@@ -15,7 +15,6 @@ type dialect struct {
 	types  *strings.Replacer                  // in migrations
 
 	lock  string // keeps the rows read as they are until the commit
-	share string // the same, but others may do so too
 	claim string // takes the rows that nobody else has taken
 
 	// mutex is a statement that waits for the lock named $1, until the commit; ""
@@ -24,11 +23,20 @@ type dialect struct {
 	// notify is a statement that sends the topics $1 with the commit; "" where there
 	// is nobody to tell.
 	notify string
+
+	// PostgreSQL lets those who share a row's lock in past one who waits to change it, so
+	// that a flood of decisions could hold off the kill switch. Sessions fall into a few
+	// locks of another kind, which queue fairly: decisions share them, and who ends
+	// sessions holds them alone.
+	shareSession string // by id $1
+	sharedCheck  string // the same with the check of id $1 at version $2
+	holdSessions string // of a condition
 }
 
 var sqliteDialect = dialect{
-	goose: goose.DialectSQLite3,
-	types: strings.NewReplacer(),
+	goose:       goose.DialectSQLite3,
+	types:       strings.NewReplacer(),
+	sharedCheck: `SELECT 1 FROM sessions WHERE id = $1 AND version = $2 AND ended_at = 0`,
 }
 
 var postgresDialect = dialect{
@@ -39,12 +47,18 @@ var postgresDialect = dialect{
 		"INTEGER PRIMARY KEY AUTOINCREMENT", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
 		"INTEGER PRIMARY KEY", "BIGINT PRIMARY KEY",
 	),
-	lock:   " FOR NO KEY UPDATE",
-	share:  " FOR SHARE",
-	claim:  " FOR NO KEY UPDATE SKIP LOCKED",
+	lock:         " FOR NO KEY UPDATE",
+	claim:        " FOR NO KEY UPDATE SKIP LOCKED",
+	shareSession: `SELECT pg_advisory_xact_lock_shared(` + sessionBucket + `)`,
+	sharedCheck: `WITH held AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(` + sessionBucket + `))
+		SELECT 1 FROM sessions, held WHERE id = $1 AND version = $2 AND ended_at = 0 FOR SHARE OF sessions`,
+	holdSessions: `SELECT pg_advisory_xact_lock(class, bucket) FROM (
+		SELECT DISTINCT 7719 AS class, (hashtextextended(id, 0) & 63)::int AS bucket FROM sessions WHERE %s ORDER BY bucket) AS buckets`,
 	mutex:  `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`,
 	notify: `SELECT pg_notify('` + channel + `', topic) FROM unnest($1::text[]) AS topic`,
 }
+
+const sessionBucket = `7719, (hashtextextended($1, 0) & 63)::int`
 
 // channel is what replicas listen to.
 const channel = "writ"

@@ -168,19 +168,28 @@ func (t *Tx) InsertKey(ctx context.Context, k Key) error {
 	return t.insertKeyRow(ctx, k)
 }
 
-// firstKey stores the first key of a purpose, unless a replica was faster.
+// firstKey stores a key where none of its purpose is believed, unless a replica was
+// faster.
 func (s *Store) firstKey(ctx context.Context, k Key) error {
 	return s.Update(ctx, func(tx *Tx) error {
 		if err := tx.alone(ctx, KeysTopic); err != nil {
 			return err
 		}
-		keys, err := tx.keyRows(ctx, k.Purpose)
+		keys, err := tx.Keys(ctx, k.Purpose)
 		if err != nil || len(keys) > 0 {
 			return err
 		}
 		k.ActiveAt = tx.now
 		return tx.InsertKey(ctx, k)
 	})
+}
+
+// RetireSigningKeys implements audit.RestoreTx.
+func (t *Tx) RetireSigningKeys(ctx context.Context) error {
+	t.Notify(KeysTopic)
+	_, err := t.exec(ctx, "retire keys", `UPDATE keys SET retired_at = $1 WHERE purpose = $2 AND (retired_at = 0 OR retired_at > $1)`,
+		micros(t.now), SigningKey)
+	return err
 }
 
 // ListKeys lists all keys, without what is secret of them.

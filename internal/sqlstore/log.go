@@ -2,8 +2,11 @@ package sqlstore
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/identity"
@@ -39,6 +42,16 @@ func (t *Tx) Load(ctx context.Context) (Load, error) {
 		return l, r.Scan(&l.OpenApprovals, &l.ActiveLeases, &l.Unsequenced)
 	}, `SELECT (SELECT count(*) FROM approvals WHERE state IN `+openStates+`),
 		(SELECT count(*) FROM leases WHERE state = 'active'), (SELECT count(*) FROM audit)`)
+}
+
+// SequenceLag is how long the oldest entry has waited for the log.
+func (t *Tx) SequenceLag(ctx context.Context) (time.Duration, error) {
+	oldest, waits, err := found(one(ctx, t, "read oldest audit entry", func(r scanner) (at time.Time, err error) { return at, r.Scan(timeOf(&at)) },
+		`SELECT at FROM audit ORDER BY seq LIMIT 1`))
+	if err != nil || !waits {
+		return 0, err
+	}
+	return t.now.Sub(oldest), nil
 }
 
 const headColumns = `origin, size, checkpoint, at, pruned`
@@ -82,7 +95,8 @@ func (t *Tx) Sequence(ctx context.Context, es []audit.Sequenced) error {
 		var args, taken []any
 		for i, e := range es[:n] {
 			rows = append(rows, placeholders(len(args)+1, 10))
-			args = append(args, e.Index, micros(e.At), e.Kind, e.User.Issuer, e.User.ID, e.Agent.Issuer, e.Agent.ID, e.Session, e.Decision, string(e.Record))
+			args = append(args, e.Index, micros(e.At), indexed(string(e.Kind)), indexed(e.User.Issuer), indexed(e.User.ID),
+				indexed(e.Agent.Issuer), indexed(e.Agent.ID), indexed(e.Session), indexed(e.Decision), string(e.Record))
 			seqs = append(seqs, fmt.Sprint("$", i+1))
 			taken = append(taken, e.Seq)
 		}
@@ -102,6 +116,19 @@ func (t *Tx) Sequence(ctx context.Context, es []audit.Sequenced) error {
 	}
 	return nil
 }
+
+// indexed is a value as the columns have it by which the log is searched: as it is,
+// or its hash where it is longer than an index takes. One odd row must not hold up
+// the log; the truth is in the entry.
+func indexed(v string) string {
+	if len(v) <= maxIndexed {
+		return v
+	}
+	sum := sha256.Sum256([]byte(v))
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+const maxIndexed = 512 // bytes
 
 // placeholders is one row of parameters: ($first, …).
 func placeholders(first, n int) string {
@@ -142,9 +169,10 @@ func (t *Tx) AddCheckpointKey(ctx context.Context, signer, verifier string) erro
 // LogEntries lists sequenced entries that match, from an index on.
 func (t *Tx) LogEntries(ctx context.Context, q audit.Query) ([]audit.Sequenced, error) {
 	where, args := []string{`seq >= $1`}, []any{q.From}
-	add := func(column string, v any) {
-		args = append(args, v)
-		where = append(where, fmt.Sprintf(`%s = $%d`, column, len(args)))
+	add := func(column, v string) {
+		args = append(args, indexed(v))
+		// The second part tells SQLite that the partial index will do.
+		where = append(where, fmt.Sprintf(`%s = $%d AND %s <> ''`, column, len(args), column))
 	}
 	for _, p := range []struct{ column, value string }{{"session", q.Session}, {"decision", q.Decision}, {"kind", string(q.Kind)}} {
 		if p.value != "" {

@@ -15,6 +15,7 @@ import (
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/minter"
 	"github.com/writsec/writ/internal/session"
 )
 
@@ -423,5 +424,97 @@ func TestSequencingIsAllOrNothing(t *testing.T) {
 		if _, entries := f.wantWhole(); len(entries) != 4 {
 			t.Errorf("%d entries", len(entries))
 		}
+	})
+}
+
+// No row can hold up the log, however long the names in it.
+func TestOddRowsAreSequenced(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		if err := audit.OpenLog(f.ctx, f.log(), "h"); err != nil {
+			t.Fatal(err)
+		}
+		long := make([]byte, 9000)
+		for i := range long {
+			long[i] = byte('a' + (i*i*7+i)%26)
+		}
+		who := identity.Ref{Issuer: "https://idp.example", ID: string(long)}
+		f.in(func(tx *Tx) error {
+			return audit.Append(f.ctx, tx, audit.Entry{Kind: audit.OperatorRevoked, User: who, Agent: who, Session: string(long), Decision: string(long)})
+		})
+		f.append(2)
+		f.sequence()
+		f.wantWhole()
+		es := must(f, func(tx *Tx) ([]audit.Sequenced, error) {
+			return tx.LogEntries(f.ctx, audit.Query{User: who, Agent: who, Session: string(long), Limit: 10})
+		})
+		if len(es) != 1 {
+			t.Errorf("%d found", len(es))
+		}
+	})
+}
+
+// A store that is put back under a Writ that runs, by a failover that lost commits,
+// say: whoever saw more notices, and revives nothing.
+func TestStoreThatGoesBack(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		if err := audit.OpenLog(f.ctx, f.log(), "h"); err != nil {
+			t.Fatal(err)
+		}
+		f.append(3)
+		var seen []string
+		s := &audit.Sequencer{Store: f.log(), Logger: quiet, WentBack: func(ctx context.Context, seenHead audit.Head, why string) error {
+			seen = append(seen, why)
+			return audit.Restore(ctx, For[audit.RestoreTx](f.Store), "h", seenHead.Origin, seenHead.Checkpoint, why)
+		}}
+		step := func(want int) {
+			t.Helper()
+			for more := true; more; {
+				var err error
+				if more, err = s.Step(f.ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(seen) != want {
+				t.Fatalf("noticed %q, want %d", seen, want)
+			}
+		}
+		step(0)
+		old := must(f, func(tx *Tx) (audit.Head, error) { return audit.HeadOf(f.ctx, tx) })
+		tile := must(f, func(tx *Tx) ([]byte, error) { return tx.Tile(f.ctx, 0, 0) })
+		f.append(4)
+		step(0)
+		putBack := func() { // the store as it was at old
+			f.in(func(tx *Tx) error {
+				for _, q := range []string{`DELETE FROM log_entries WHERE seq >= 4`, `DELETE FROM audit`} {
+					if _, err := tx.exec(f.ctx, "x", q); err != nil {
+						return err
+					}
+				}
+				if err := tx.PutTile(f.ctx, 0, 0, tile); err != nil {
+					return err
+				}
+				return tx.PutHead(f.ctx, old)
+			})
+		}
+		keys, err := minter.LoadKeys(f.ctx, f.Store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := keys.Signer()
+		l := f.lease(f.session(), noon.Add(time.Hour))
+		putBack()
+		step(1)
+		if !strings.Contains(seen[0], "only 4") {
+			t.Errorf("noticed %q", seen)
+		}
+		if got := must(f, func(tx *Tx) (lease.Lease, error) { return tx.Lease(f.ctx, l.ID) }); got.State != lease.Revoked {
+			t.Error("a lease of a store that went back lives")
+		}
+		if err := keys.Refresh(f.ctx); err != nil || keys.Signer() == before || len(keys.JWKS().Keys) != 1 {
+			t.Errorf("the signing keys of the backup are believed (%v)", err)
+		}
+		f.append(5)
+		step(1)
+		f.wantWhole()
 	})
 }

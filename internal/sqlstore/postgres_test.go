@@ -15,7 +15,9 @@ import (
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/revocation"
 	"github.com/writsec/writ/internal/storetest"
+	"github.com/writsec/writ/internal/telemetry"
 )
 
 // Two replicas on an empty database: both come up, one migrates.
@@ -341,4 +343,46 @@ func TestStrangeTexts(t *testing.T) {
 		f.sequence()
 		f.wantWhole()
 	})
+}
+
+// A flood of decisions in a session does not hold off its end.
+func TestFloodDoesNotHoldOffTheKillSwitch(t *testing.T) {
+	f := newPostgres(t)
+	s := f.session()
+	ctx, stop := context.WithCancel(f.ctx)
+	var g sync.WaitGroup
+	for range 3 { // replicas
+		other, err := f.second(func(c *Config) { c.Connections = 12 })
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 12 {
+			g.Go(func() {
+				for ctx.Err() == nil {
+					err := other.Update(f.ctx, func(tx *Tx) error {
+						if err := tx.UpdateSession(f.ctx, s, false); err != nil {
+							return err
+						}
+						time.Sleep(3 * time.Millisecond) // the rest of a decision
+						return nil
+					})
+					if err != nil {
+						return // the session has ended
+					}
+				}
+			})
+		}
+	}
+	time.Sleep(200 * time.Millisecond)
+	start := time.Now()
+	r := &revocation.Revoker{Store: For[revocation.Tx](f.Store), Metrics: telemetry.NewMetrics()}
+	got, err := r.Revoke(f.ctx, identity.Principal{Ref: alice}, revocation.Scope{User: alice}, "test")
+	took := time.Since(start)
+	stop()
+	g.Wait()
+	// Without the fair queue it takes until the flood ends, or ten seconds.
+	if err != nil || got.Sessions != 1 || took > 5*time.Second {
+		t.Errorf("ended %+v after %v: %v", got, took, err)
+	}
+	t.Log("the kill switch took ", took)
 }

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/writsec/writ/internal/identity"
@@ -36,16 +37,36 @@ func (t *Tx) Session(ctx context.Context, id string) (session.Session, error) {
 func (t *Tx) UpdateSession(ctx context.Context, s session.Session, touch bool) error {
 	if !touch { // decisions that change nothing need not wait for one another
 		_, ok, err := found(one(ctx, t, "check session", func(r scanner) (n int, err error) { return n, r.Scan(&n) },
-			`SELECT 1 FROM sessions WHERE id = $1 AND version = $2 AND ended_at = 0`+t.share, s.ID, s.Version))
+			t.sharedCheck, s.ID, s.Version))
 		if err == nil && !ok {
 			return session.ErrChanged
 		}
 		return err
 	}
+	if t.shareSession != "" {
+		if _, err := t.exec(ctx, "share session", t.shareSession, s.ID); err != nil {
+			return err
+		}
+	}
 	return t.change(ctx, session.ErrChanged, "update session", `
 		UPDATE sessions SET version = version + 1, labels = $1, counters = $2, ended_at = $3, end_reason = $4
 		WHERE id = $5 AND version = $6 AND ended_at = 0`,
 		asJSON(s.Labels), asJSON(s.Counters), micros(s.EndedAt), s.EndReason, s.ID, s.Version)
+}
+
+// HoldSession implements revocation.Tx.
+func (t *Tx) HoldSession(ctx context.Context, id string) error {
+	return t.hold(ctx, `id = $1`, id)
+}
+
+// hold waits for the decisions under way in some sessions, and keeps new ones out
+// until the commit.
+func (t *Tx) hold(ctx context.Context, where string, args ...any) error {
+	if t.holdSessions == "" {
+		return nil
+	}
+	_, err := t.exec(ctx, "hold sessions", fmt.Sprintf(t.holdSessions, where), args...)
+	return err
 }
 
 // LiveSessions implements revocation.Tx.
@@ -59,8 +80,11 @@ func (t *Tx) LiveSessions(ctx context.Context, user, agent identity.Ref, all boo
 	case all:
 		where = `TRUE`
 	}
-	return some(ctx, t, "list sessions", scanSession,
-		`SELECT `+sessionColumns+` FROM sessions WHERE ended_at = 0 AND ends_at > $1 AND `+where+` ORDER BY id`+t.kept(), args...)
+	where = `ended_at = 0 AND ends_at > $1 AND ` + where
+	if err := t.hold(ctx, where, args...); err != nil {
+		return nil, err
+	}
+	return some(ctx, t, "list sessions", scanSession, `SELECT `+sessionColumns+` FROM sessions WHERE `+where+` ORDER BY id`+t.kept(), args...)
 }
 
 // DueSessions implements revocation.Tx.

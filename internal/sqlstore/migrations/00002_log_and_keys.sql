@@ -16,6 +16,7 @@ CREATE TABLE log_entries (
   decision      TEXT NOT NULL,
   entry         TEXT NOT NULL -- canonical JSON: exactly what was hashed
 );
+CREATE INDEX log_entries_kind ON log_entries (kind, seq);
 CREATE INDEX log_entries_session ON log_entries (session, seq) WHERE session <> '';
 CREATE INDEX log_entries_decision ON log_entries (decision, seq) WHERE decision <> '';
 CREATE INDEX log_entries_user ON log_entries (user_subject, seq) WHERE user_subject <> '';
