@@ -10,7 +10,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/config"
 	"github.com/writsec/writ/internal/minter"
 	"github.com/writsec/writ/internal/server"
@@ -136,19 +135,7 @@ func (c keysRotateCmd) Run(ctx context.Context) error {
 }
 
 func rotateCheckpoint(ctx context.Context, s *sqlstore.Store) error {
-	var head audit.Head
-	err := s.View(ctx, func(tx *sqlstore.Tx) (err error) {
-		head, err = audit.HeadOf(ctx, tx)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	signer, verifier, err := audit.NewCheckpointKey(head.Origin)
-	if err != nil {
-		return err
-	}
-	_, err = s.Rotate(ctx, sqlstore.Key{ID: verifier, Purpose: sqlstore.CheckpointKey, Private: []byte(signer)}, 0, checkpointLife)
+	verifier, err := s.RotateCheckpointKey(ctx, checkpointLife)
 	if err != nil {
 		return err
 	}

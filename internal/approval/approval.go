@@ -5,6 +5,7 @@
 package approval
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -179,6 +180,8 @@ type Opening struct {
 	Agent      identity.Ref
 	IntentHash string
 	MaxPending int
+	// Record is the message as the record may have it; "" as it is.
+	Record string
 	// Unmet is the approval that the request rests on, if policy asks for another.
 	Unmet string
 }
@@ -213,7 +216,7 @@ func Open(ctx context.Context, tx Tx, o Opening) (Approval, error) {
 	}
 	tx.Notify(workTopic)
 	return a, record(ctx, tx, a, audit.ApprovalOpened, map[string]any{
-		"approver": a.ApproverRef, "message": a.Message, "code": a.Code, "intent_hash": a.IntentHash,
+		"approver": a.ApproverRef, "message": cmp.Or(o.Record, a.Message), "code": a.Code, "intent_hash": a.IntentHash,
 		"expires_at": a.ExpiresAt, "decision": o.Decision,
 	})
 }

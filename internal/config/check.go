@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/tls"
 	"fmt"
 	"maps"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/gobwas/glob"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // signatureAlgorithms are the asymmetric JWS algorithms that Writ verifies.
@@ -98,7 +100,9 @@ func (c *Config) check(fail failFunc) {
 		fail("approvals.max_pending", "is %d, expected at least 1", c.Approvals.MaxPending)
 	}
 	c.Audit.check(fail)
-	fail.notNegative("retention.records", c.Retention.Records)
+	if r := c.Retention.Records; r != 0 && r < 24*time.Hour {
+		fail("retention.records", "is %v, expected zero (for ever) or 24h and more: retries look for their decisions that long", r)
+	}
 	fail.notNegative("retention.inputs", c.Retention.Inputs)
 	fail.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 
@@ -155,13 +159,9 @@ func (c *Config) checkStore(fail failFunc) {
 	if _, set := u.User.Password(); set || u.Query().Has("password") {
 		fail("store", "holds a password; put it into a file and name that as store_password_file")
 	}
-	host := u.Hostname()
-	if h := u.Query().Get("host"); h != "" {
-		host = h
-	}
-	// What pgx does by default is to fall back to a connection in clear.
-	mode := u.Query().Get("sslmode")
-	if remote := host != "" && !strings.HasPrefix(host, "/") && !Loopback(host); remote && mode != "verify-full" && mode != "verify-ca" {
+	if pg, err := pgconn.ParseConfig(c.Store); err != nil {
+		fail("store", "can't be read by the PostgreSQL driver; check its parameters and the files that they name")
+	} else if !guarded(pg) {
 		fail("store", "is beyond loopback: add sslmode=verify-full (and sslrootcert=FILE for a CA of your own)")
 	}
 	if c.Durability != "disk" {
@@ -173,6 +173,22 @@ func (c *Config) checkStore(fail failFunc) {
 	if c.StoreConnections < 2 || c.StoreConnections > 1000 {
 		fail("store_connections", "is %d, expected 2 to 1000", c.StoreConnections)
 	}
+}
+
+// guarded reports whether every host that the driver may try is this machine or has
+// to prove who it is. By default it would fall back to a connection in clear, and
+// hosts come from more places than the URL's.
+func guarded(c *pgconn.Config) bool {
+	ok := func(host string, t *tls.Config) bool {
+		proves := t != nil && (!t.InsecureSkipVerify || t.VerifyPeerCertificate != nil) // the latter is verify-ca
+		return proves || strings.HasPrefix(host, "/") || Loopback(host)
+	}
+	for _, f := range c.Fallbacks {
+		if !ok(f.Host, f.TLSConfig) {
+			return false
+		}
+	}
+	return ok(c.Host, c.TLSConfig)
 }
 
 func (a Audit) check(fail failFunc) {
@@ -188,7 +204,9 @@ func (a Audit) check(fail failFunc) {
 		}
 		fail.oneOf(key+"keep", r.Keep, "whole", "redacted", "none")
 	}
-	fail.positive("audit.copies.every", a.Copies.Every)
+	if a.Copies.Every < time.Second {
+		fail("audit.copies.every", "is %v, expected a second or more", a.Copies.Every)
+	}
 	if a.Copies.URL != "" {
 		fail.url("audit.copies.url", a.Copies.URL)
 	}

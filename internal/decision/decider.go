@@ -328,6 +328,7 @@ func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling
 			a, err := approval.Open(ctx, tx, approval.Opening{
 				Plan: plan, Session: s.session.ID, Decision: record.ID, User: s.act.User, Agent: s.act.Agent,
 				IntentHash: s.hash, MaxPending: d.cfg.MaxPending, Unmet: r.unmet(),
+				Record: d.cfg.Keeper.Text(req.Intent.Action, plan.Message),
 			})
 			if err != nil {
 				return err
@@ -376,7 +377,7 @@ func (d *Decider) record(ctx context.Context, tx Tx, kind audit.Kind, req Reques
 	}
 	detail := map[string]any{
 		"action": req.Intent.Action, "resource": map[string]any{"type": req.Resource.Type, "id": req.Resource.ID},
-		"intent_hash": s.hash, "reasons": r.Reasons, "policy": r.Policy,
+		"intent_hash": s.hash, "reasons": d.shown(req.Intent.Action, r.Reasons), "policy": r.Policy,
 		"input": map[string]any{"kept": input.Kept, "digest": digest},
 	}
 	if req.Intent.Purpose != "" {
@@ -392,6 +393,15 @@ func (d *Decider) record(ctx context.Context, tx Tx, kind audit.Kind, req Reques
 		Kind: kind, Session: s.session.ID, Decision: record.ID, Approval: record.Approval, Lease: record.Lease,
 		User: s.act.User, Agent: s.act.Agent, Detail: detail,
 	})
+}
+
+// shown is reasons as the record may have them: policy's words can repeat parameters.
+func (d *Decider) shown(action string, reasons []policy.Reason) []policy.Reason {
+	out := make([]policy.Reason, len(reasons))
+	for i, r := range reasons {
+		out[i] = policy.Reason{Code: r.Code, Message: d.cfg.Keeper.Text(action, r.Message)}
+	}
+	return out
 }
 
 // settle leaves the decision's marks on its session. Only an allow has counters:

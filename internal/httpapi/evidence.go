@@ -24,30 +24,34 @@ type EvidenceTx interface {
 	audit.EvidenceTx
 }
 
-// operator verifies the caller as an operator and records what they look at.
-func (a *API) operator(r *http.Request) error {
+// reading verifies the caller as an operator, reads the parameters of the request, of
+// which each may stand once, and records what is looked at: nothing else that stands
+// in the URL, where some put tokens.
+func (a *API) reading(r *http.Request, names ...string) (url.Values, error) {
 	token, err := bearer(r)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	operator, err := a.Identity.Operator(r.Context(), token)
 	if err != nil {
 		a.Metrics.TokensRefused.WithLabelValues("operator").Inc()
-		return err
+		return nil, err
 	}
-	return a.Evidence.Update(r.Context(), func(tx EvidenceTx) error {
-		return audit.Append(r.Context(), tx, audit.Entry{
-			Kind: audit.OperatorRead, Operator: operator.Ref,
-			Detail: map[string]any{"path": r.URL.Path, "query": cut(r.URL.RawQuery)},
-		})
+	form, err := query(r, names...)
+	if err != nil {
+		return nil, err
+	}
+	detail := map[string]any{"path": r.URL.Path}
+	if len(form) > 0 {
+		detail["query"] = form.Encode()
+	}
+	return form, a.Evidence.Update(r.Context(), func(tx EvidenceTx) error {
+		return audit.Append(r.Context(), tx, audit.Entry{Kind: audit.OperatorRead, Operator: operator.Ref, Detail: detail})
 	})
 }
 
-// cut bounds a stranger's text.
-func cut(s string) string { return s[:min(len(s), 512)] }
-
 func (a *API) checkpoint(w http.ResponseWriter, r *http.Request) error {
-	if err := a.operator(r); err != nil {
+	if _, err := a.reading(r); err != nil {
 		return err
 	}
 	var head audit.Head
@@ -75,10 +79,11 @@ type entryView struct {
 }
 
 func (a *API) entries(w http.ResponseWriter, r *http.Request) error {
-	if err := a.operator(r); err != nil {
+	form, err := a.reading(r, "from", "limit", "kind", "session", "decision", "user_iss", "user_sub", "agent_iss", "agent_sub")
+	if err != nil {
 		return err
 	}
-	q, err := entryQuery(r)
+	q, err := entryQuery(form)
 	if err != nil {
 		return err
 	}
@@ -110,11 +115,7 @@ func (a *API) entries(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, out)
 }
 
-func entryQuery(r *http.Request) (q audit.Query, err error) {
-	form, err := query(r, "from", "limit", "kind", "session", "decision", "user_iss", "user_sub", "agent_iss", "agent_sub")
-	if err != nil {
-		return q, err
-	}
+func entryQuery(form url.Values) (q audit.Query, err error) {
 	if q.From, err = number(form, "from", 0, 0, 1<<62); err != nil {
 		return q, err
 	}
@@ -132,10 +133,7 @@ func entryQuery(r *http.Request) (q audit.Query, err error) {
 }
 
 func (a *API) proof(w http.ResponseWriter, r *http.Request) error {
-	if err := a.operator(r); err != nil {
-		return err
-	}
-	form, err := query(r, "index", "from")
+	form, err := a.reading(r, "index", "from")
 	if err != nil {
 		return err
 	}
@@ -165,7 +163,9 @@ func (a *API) proof(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, out)
 }
 
-// query reads the parameters of a URL, of which each may stand once.
+// maxParameter is in bytes.
+const maxParameter = 1024
+
 func query(r *http.Request, names ...string) (url.Values, error) {
 	form, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -177,10 +177,10 @@ func query(r *http.Request, names ...string) (url.Values, error) {
 	}
 	for name, values := range form {
 		if !known[name] {
-			return nil, fault.Invalid(cut(name), "is not a parameter of this route")
+			return nil, fault.Invalid(name[:min(len(name), 64)], "is not a parameter of this route")
 		}
-		if len(values) != 1 || values[0] == "" {
-			return nil, fault.Invalid(name, "expected one value")
+		if len(values) != 1 || values[0] == "" || len(values[0]) > maxParameter {
+			return nil, fault.Invalid(name, "expected one value of at most %d bytes", maxParameter)
 		}
 	}
 	return form, nil

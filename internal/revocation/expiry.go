@@ -51,11 +51,22 @@ func (e *Expirer) Run(ctx context.Context) error {
 
 // step ends one batch of each; more says that there may be others.
 func (e *Expirer) step(ctx context.Context) (more bool, err error) {
-	var t toll
+	// A transaction each: one that can't be done must not keep the others from it.
+	var errs []error
+	for _, work := range []func(context.Context) (bool, error){e.expireLeases, e.expireSessions, e.forget} {
+		again, err := work(ctx)
+		if errors.Is(err, session.ErrChanged) || errors.Is(err, approval.ErrStale) {
+			again, err = true, nil // a parallel transaction was faster; look again
+		}
+		more = more || again
+		errs = append(errs, err)
+	}
+	return more, errors.Join(errs...)
+}
+
+func (e *Expirer) expireLeases(ctx context.Context) (more bool, err error) {
 	var leases []lease.Lease
-	err = e.Store.Update(ctx, func(tx Tx) error {
-		t = newToll()
-		var err error
+	err = e.Store.Update(ctx, func(tx Tx) (err error) {
 		if leases, err = tx.ActiveLeases(ctx, lease.Selection{Due: true}, expireBatch); err != nil {
 			return err
 		}
@@ -64,6 +75,21 @@ func (e *Expirer) step(ctx context.Context) (more bool, err error) {
 				return err
 			}
 		}
+		return nil
+	})
+	if err != nil {
+		return false, err
+	}
+	for _, l := range leases {
+		e.Metrics.Leases.WithLabelValues(l.Kind, "expired").Inc()
+	}
+	return len(leases) == expireBatch, nil
+}
+
+func (e *Expirer) expireSessions(ctx context.Context) (more bool, err error) {
+	var t toll
+	err = e.Store.Update(ctx, func(tx Tx) error {
+		t = newToll()
 		sessions, err := tx.DueSessions(ctx, expireBatch)
 		if err != nil {
 			return err
@@ -73,6 +99,18 @@ func (e *Expirer) step(ctx context.Context) (more bool, err error) {
 				return err
 			}
 		}
+		more = len(sessions) == expireBatch
+		return nil
+	})
+	if err != nil {
+		return false, err
+	}
+	e.count(t)
+	return more, nil
+}
+
+func (e *Expirer) forget(ctx context.Context) (more bool, err error) {
+	err = e.Store.Update(ctx, func(tx Tx) error {
 		forgotten, err := tx.ForgetReplays(ctx, tx.Now().Add(-keyAge), expireBatch)
 		if err != nil {
 			return err
@@ -91,18 +129,8 @@ func (e *Expirer) step(ctx context.Context) (more bool, err error) {
 			}
 			forgotten = max(forgotten, n)
 		}
-		more = len(leases) == expireBatch || len(sessions) == expireBatch || forgotten == expireBatch
+		more = forgotten == expireBatch
 		return nil
 	})
-	if errors.Is(err, session.ErrChanged) || errors.Is(err, approval.ErrStale) {
-		return true, nil // a parallel transaction was faster; look again
-	}
-	if err != nil {
-		return false, err
-	}
-	for _, l := range leases {
-		e.Metrics.Leases.WithLabelValues(l.Kind, "expired").Inc()
-	}
-	e.count(t)
-	return more, nil
+	return more, err
 }

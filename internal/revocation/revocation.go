@@ -27,13 +27,17 @@ type Tx interface {
 	// HoldSession waits for the decisions under way in a session, and keeps new ones out
 	// until the commit: a flood of them must not hold off its end.
 	HoldSession(ctx context.Context, id string) error
+	// HoldDecision waits for a retry of a decision that may be replacing its lease, and
+	// keeps others out until the commit.
+	HoldDecision(ctx context.Context, id string) error
 	// DueSessions lists sessions whose time is over and that are not marked ended.
 	DueSessions(ctx context.Context, limit int) ([]session.Session, error)
 	// ForgetReplays drops idempotency keys that were first used before a time, and says
 	// how many.
 	ForgetReplays(ctx context.Context, before time.Time, limit int) (int64, error)
 	// ForgetSessions drops sessions that ended before a time, with their decisions,
-	// approvals and leases, unless one of these has not ended; it says how many.
+	// approvals and leases, unless one of these has not ended. It does a bounded part of
+	// the work, and says how many sessions it was at.
 	ForgetSessions(ctx context.Context, before time.Time, limit int) (int64, error)
 	// ForgetInputs drops what decisions before a time were made on.
 	ForgetInputs(ctx context.Context, before time.Time, limit int) (int64, error)
@@ -133,6 +137,9 @@ func (r *Revoker) Revoke(ctx context.Context, operator identity.Principal, s Sco
 				return err
 			}
 			decision = l.Decision
+			if err := tx.HoldDecision(ctx, decision); err != nil {
+				return err
+			}
 		}
 		t.direct, err = lease.EndAll(ctx, tx, lease.Selection{
 			Decision: decision, Session: s.Session, User: s.User, Agent: s.Agent, All: s.All,

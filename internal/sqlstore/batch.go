@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/writsec/writ/internal/fault"
 )
@@ -33,6 +34,10 @@ type job struct {
 func (e *sqlite) update(ctx context.Context, f func(*Tx) error) error {
 	j := &job{ctx: ctx, run: f, done: make(chan struct{}), lead: make(chan struct{}, 1)}
 	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return unavailable(ctx, "begin", errors.New("the store is closed"))
+	}
 	e.waiting = append(e.waiting, j)
 	lead := !e.leading
 	e.leading = true
@@ -68,6 +73,9 @@ func (e *sqlite) update(ctx context.Context, f func(*Tx) error) error {
 func (e *sqlite) leave(j *job) bool {
 	e.mu.Lock()
 	j.gone = !j.taken
+	if j.gone {
+		e.waiting = slices.DeleteFunc(e.waiting, func(w *job) bool { return w == j })
+	}
 	e.mu.Unlock()
 	if j.gone {
 		select {
@@ -83,12 +91,9 @@ func (e *sqlite) leave(j *job) bool {
 func (e *sqlite) passOn() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for len(e.waiting) > 0 {
-		if next := e.waiting[0]; !next.gone {
-			next.lead <- struct{}{}
-			return
-		}
-		e.waiting = e.waiting[1:]
+	if len(e.waiting) > 0 {
+		e.waiting[0].lead <- struct{}{}
+		return
 	}
 	e.leading = false
 }
@@ -97,12 +102,9 @@ func (e *sqlite) passOn() {
 func (e *sqlite) take() {
 	e.mu.Lock()
 	n := min(len(e.waiting), maxBatch)
-	batch := make([]*job, 0, n)
-	for _, j := range e.waiting[:n] {
-		if !j.gone {
-			j.taken = true
-			batch = append(batch, j)
-		}
+	batch := slices.Clone(e.waiting[:n])
+	for _, j := range batch {
+		j.taken = true
 	}
 	e.waiting = append([]*job(nil), e.waiting[n:]...)
 	e.mu.Unlock()

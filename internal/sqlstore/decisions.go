@@ -30,6 +30,12 @@ func (t *Tx) Decision(ctx context.Context, id string) (decision.Record, error) {
 		FROM decisions WHERE id = $1`+t.kept(), id)
 }
 
+// HoldDecision implements revocation.Tx.
+func (t *Tx) HoldDecision(ctx context.Context, id string) error {
+	_, _, err := found(t.Decision(ctx, id))
+	return err
+}
+
 // SetDecisionLease implements decision.Tx.
 func (t *Tx) SetDecisionLease(ctx context.Context, decision, lease string) error {
 	_, err := t.exec(ctx, "set decision lease", `UPDATE decisions SET lease = $1 WHERE id = $2`, lease, decision)

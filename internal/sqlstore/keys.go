@@ -187,9 +187,7 @@ func (s *Store) firstKey(ctx context.Context, k Key) error {
 // RetireSigningKeys implements audit.RestoreTx.
 func (t *Tx) RetireSigningKeys(ctx context.Context) error {
 	t.Notify(KeysTopic)
-	_, err := t.exec(ctx, "retire keys", `UPDATE keys SET retired_at = $1 WHERE purpose = $2 AND (retired_at = 0 OR retired_at > $1)`,
-		micros(t.now), SigningKey)
-	return err
+	return t.retire(ctx, SigningKey, t.now)
 }
 
 // ListKeys lists all keys, without what is secret of them.
@@ -214,10 +212,7 @@ func (s *Store) Rotate(ctx context.Context, k Key, active, retire time.Duration)
 		}
 		k.ActiveAt = tx.now.Add(active)
 		if retire > 0 {
-			_, err := tx.exec(ctx, "retire keys", `UPDATE keys SET retired_at = $1
-				WHERE purpose = $2 AND (retired_at = 0 OR retired_at > $1)`,
-				micros(k.ActiveAt.Add(retire)), k.Purpose)
-			if err != nil {
+			if err := tx.retire(ctx, k.Purpose, k.ActiveAt.Add(retire)); err != nil {
 				return err
 			}
 		}
@@ -229,6 +224,40 @@ func (s *Store) Rotate(ctx context.Context, k Key, active, retire time.Duration)
 	})
 	k.Private = nil
 	return k, err
+}
+
+// RotateCheckpointKey adds a key that signs the heads of the log from now on, beside
+// those before it, which end after a time. It returns its verifier key.
+func (s *Store) RotateCheckpointKey(ctx context.Context, overlap time.Duration) (verifier string, err error) {
+	err = s.Update(ctx, func(tx *Tx) error {
+		if err := tx.alone(ctx, KeysTopic); err != nil {
+			return err
+		}
+		head, err := audit.HeadOf(ctx, tx) // locked: no restore gives the log another origin meanwhile
+		if err != nil {
+			return err
+		}
+		var signer string
+		if signer, verifier, err = audit.NewCheckpointKey(head.Origin); err != nil {
+			return err
+		}
+		if err := tx.retire(ctx, CheckpointKey, tx.now.Add(overlap)); err != nil {
+			return err
+		}
+		if err := tx.AddCheckpointKey(ctx, signer, verifier); err != nil {
+			return err
+		}
+		tx.Notify(KeysTopic)
+		return recordKey(ctx, tx, Key{ID: verifier, Purpose: CheckpointKey, ActiveAt: tx.now})
+	})
+	return verifier, err
+}
+
+// retire brings the end of the keys of a purpose forward to a time.
+func (t *Tx) retire(ctx context.Context, p Purpose, at time.Time) error {
+	_, err := t.exec(ctx, "retire keys", `UPDATE keys SET retired_at = $1
+		WHERE purpose = $2 AND (retired_at = 0 OR retired_at > $1)`, micros(at), p)
+	return err
 }
 
 // RotateDataKey adds a data key, for what is sealed after a minute. Those before it

@@ -112,7 +112,15 @@ func (e *postgres) String() string {
 	return fmt.Sprintf("postgres://%s/%s", net.JoinHostPort(e.config.Host, strconv.Itoa(int(e.config.Port))), e.config.Database)
 }
 
-func (e *postgres) admin() *sql.DB { return e.db }
+// admin has connections whose statements may take as long as an index on a large
+// table does, but which don't queue before others for a lock.
+func (e *postgres) admin() (*sql.DB, func()) {
+	c := e.config.Copy()
+	c.RuntimeParams["statement_timeout"], c.RuntimeParams["idle_in_transaction_session_timeout"] = "0", "0"
+	c.RuntimeParams["lock_timeout"] = "5000"
+	db := stdlib.OpenDB(*c)
+	return db, func() { _ = db.Close() }
+}
 
 // Now implements engine: the server's clock, as of the last transaction and the
 // time since.

@@ -103,10 +103,15 @@ func (t *Tx) ForgetSessions(ctx context.Context, before time.Time, limit int) (i
 	if err != nil {
 		return 0, err
 	}
-	for _, id := range ids {
+	left := 5000 // rows to delete in this transaction
+	for i, id := range ids {
 		for _, table := range []string{"leases", "approvals", "decisions"} {
-			if _, err := t.exec(ctx, "forget "+table, `DELETE FROM `+table+` WHERE session = $1`, id); err != nil {
+			n, err := t.exec(ctx, "forget "+table, `DELETE FROM `+table+` WHERE id IN (SELECT id FROM `+table+` WHERE session = $1 LIMIT $2)`, id, left)
+			if err != nil {
 				return 0, err
+			}
+			if left -= int(n); left <= 0 {
+				return int64(max(i, limit)), nil // the rest is for the next one
 			}
 		}
 		if _, err := t.exec(ctx, "forget session", `DELETE FROM sessions WHERE id = $1`, id); err != nil {

@@ -29,9 +29,10 @@ type sqlite struct {
 	write *sql.DB // one connection
 	read  *sql.DB
 
-	mu      sync.Mutex // of the two below
+	mu      sync.Mutex // of the three below
 	waiting []*job
 	leading bool
+	closed  bool
 
 	// For the leader alone:
 	conn  *sql.Conn
@@ -105,7 +106,7 @@ func sqliteDSN(path, query string) string {
 // String names the store.
 func (e *sqlite) String() string { return e.path }
 
-func (e *sqlite) admin() *sql.DB { return e.write }
+func (e *sqlite) admin() (*sql.DB, func()) { return e.write, func() {} }
 
 // Now implements engine.
 func (e *sqlite) Now() time.Time { return e.now().UTC().Truncate(time.Microsecond) }
@@ -133,11 +134,22 @@ func (e *sqlite) begin(ctx context.Context) (querier, time.Time, func(), error) 
 	return tx, e.Now(), func() { _ = tx.Rollback() }, nil // nothing to lose
 }
 
+// busy reports whether the writer is at work; afterwards it takes no more.
+func (e *sqlite) busy() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.closed = true
+	return e.leading
+}
+
 // Close releases the database.
 func (e *sqlite) Close() error {
 	var errs []error
 	if e.read != nil {
 		errs = append(errs, e.read.Close())
+	}
+	for e.busy() { // a leader goes on to the end of its batch
+		time.Sleep(time.Millisecond)
 	}
 	e.drop()
 	if e.write != nil {

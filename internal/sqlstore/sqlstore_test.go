@@ -132,7 +132,9 @@ type rawDB struct{ f *fixture }
 func (r rawDB) conn(use func(c *sql.Conn) error) error {
 	e, ok := r.f.engine.(*sqlite)
 	if !ok {
-		c, err := r.f.admin().Conn(r.f.ctx)
+		db, done := r.f.admin()
+		defer done()
+		c, err := db.Conn(r.f.ctx)
 		if err != nil {
 			return err
 		}

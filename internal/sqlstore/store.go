@@ -65,8 +65,8 @@ type engine interface {
 	begin(ctx context.Context) (q querier, now time.Time, end func(), err error)
 	// Now is the store's clock: the one that transactions have.
 	Now() time.Time
-	// admin is for migrations, before the first transaction.
-	admin() *sql.DB
+	// admin is for migrations, before the first transaction; done closes it.
+	admin() (db *sql.DB, done func())
 	// start begins the engine's own work.
 	start(ctx context.Context) error
 	Close() error
@@ -108,7 +108,9 @@ func (s *Store) migrate(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("migrate store: %w", err)
 	}
-	p, err := s.gooseProvider(translated{files, s.types}, cfg.Logger)
+	db, done := s.admin()
+	defer done()
+	p, err := s.gooseProvider(db, translated{files, s.types}, cfg.Logger)
 	if err != nil {
 		return fmt.Errorf("migrate store: %w", err)
 	}
@@ -128,7 +130,7 @@ func (s *Store) migrate(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-func (s *Store) gooseProvider(files fs.FS, log *slog.Logger) (*goose.Provider, error) {
+func (s *Store) gooseProvider(db *sql.DB, files fs.FS, log *slog.Logger) (*goose.Provider, error) {
 	options := []goose.ProviderOption{goose.WithSlog(log)}
 	if s.locker != nil {
 		locker, err := s.locker()
@@ -137,7 +139,7 @@ func (s *Store) gooseProvider(files fs.FS, log *slog.Logger) (*goose.Provider, e
 		}
 		options = append(options, goose.WithSessionLocker(locker))
 	}
-	return goose.NewProvider(s.goose, s.admin(), files, options...)
+	return goose.NewProvider(s.goose, db, files, options...)
 }
 
 // translated shows the migrations with the column types of a dialect.

@@ -26,7 +26,7 @@ func TestUpgrade(t *testing.T) {
 		}
 	}
 	f.engine.(*sqlite).drop()
-	p, err := goose.NewProvider(goose.DialectSQLite3, f.admin(), files, goose.WithSlog(quiet))
+	p, err := goose.NewProvider(goose.DialectSQLite3, f.engine.(*sqlite).write, files, goose.WithSlog(quiet))
 	if err != nil {
 		t.Fatal(err)
 	}
