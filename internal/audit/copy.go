@@ -132,14 +132,11 @@ func (p FilePlace) Largest(origin string, vkeys []string) (string, error) {
 	defer func() { _ = f.Close() }() // only read
 	largest, size := "", int64(-1)
 	err = EachCheckpoint(f, func(signed string) error {
-		c, err := ReadCheckpoint(signed)
-		if err != nil || c.Origin != origin || c.Size < size {
-			return nil // a torn one is passed over
-		}
-		if _, err := OpenCheckpoint(signed, vkeys...); err == nil {
+		c, err := OpenCheckpoint(signed, vkeys...) // a torn one is passed over
+		if err == nil && c.Origin == origin && c.Size >= size {
 			largest, size = signed, c.Size
 		}
-		return nil
+		return nil //nolint:nilerr // as said
 	})
 	return largest, err
 }

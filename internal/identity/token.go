@@ -12,10 +12,10 @@ import (
 	"github.com/writsec/writ/internal/strictjson"
 )
 
-const (
-	maxToken = 16 << 10 // bytes of a token, before anything of it is parsed
-	MaxName  = 512      // bytes of a sub, client_id, jti
-)
+// MaxName bounds a sub, client_id or jti, in bytes.
+const MaxName = 512
+
+const maxToken = 16 << 10 // bytes of a token, before anything of it is parsed
 
 // tokenKind tells apart what RFC 8725 §3.11 demands to be told apart.
 type tokenKind int
