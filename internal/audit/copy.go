@@ -136,7 +136,7 @@ func (p FilePlace) Largest(origin string, vkeys []string) (string, error) {
 		if err == nil && c.Origin == origin && c.Size >= size {
 			largest, size = signed, c.Size
 		}
-		return nil //nolint:nilerr // as said
+		return nil
 	})
 	return largest, err
 }
