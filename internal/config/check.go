@@ -191,6 +191,8 @@ func guarded(c *pgconn.Config) bool {
 	return ok(c.Host, c.TLSConfig)
 }
 
+const minCopyEvery = 100 * time.Millisecond
+
 func (a Audit) check(fail failFunc) {
 	for i, r := range a.Inputs {
 		key := fmt.Sprintf("audit.inputs[%d].", i)
@@ -204,8 +206,8 @@ func (a Audit) check(fail failFunc) {
 		}
 		fail.oneOf(key+"keep", r.Keep, "whole", "redacted", "none")
 	}
-	if a.Copies.Every < time.Second {
-		fail("audit.copies.every", "is %v, expected a second or more", a.Copies.Every)
+	if a.Copies.Every < minCopyEvery {
+		fail("audit.copies.every", "is %v, expected %v or more", a.Copies.Every, minCopyEvery)
 	}
 	if a.Copies.URL != "" {
 		fail.url("audit.copies.url", a.Copies.URL)

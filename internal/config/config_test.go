@@ -250,7 +250,7 @@ func TestErrors(t *testing.T) {
 		{"copies in clear", "store:", "audit: {copies: {url: 'http://evidence.example/x'}}\nstore:", `writ.yaml:2: audit.copies.url: is "http://evidence.example/x", expected https: plain http is for loopback only`},
 		{"negative retention", "store:", "retention: {records: 1h}\nstore:", "writ.yaml:2: retention.records: is 1h0m0s, expected zero (for ever) or 24h and more: retries look for their decisions that long"},
 		{"negative retention of inputs", "store:", "retention: {inputs: -1h}\nstore:", "writ.yaml:2: retention.inputs: is -1h0m0s, expected zero (for ever) or more"},
-		{"copies without a pause", "store:", "audit: {copies: {every: 1ns}}\nstore:", "writ.yaml:2: audit.copies.every: is 1ns, expected a second or more"},
+		{"copies without a pause", "store:", "audit: {copies: {every: 1ns}}\nstore:", "writ.yaml:2: audit.copies.every: is 1ns, expected 100ms or more"},
 		{"store without path", "store: sqlite:writ.db", `store: "sqlite:"`, `writ.yaml:2: store: is "sqlite:", expected sqlite:PATH`},
 		{"no root key", "root_key_file: root.key\n", "", "writ.yaml:1: root_key_file: is missing"},
 		{"root key not there", "root.key", "none.key", "writ.yaml:3: root_key_file: names none.key: no such file or directory"},
