@@ -70,7 +70,9 @@ func (c *Copier) Step(ctx context.Context) {
 		return err
 	})
 	if err != nil || !ok {
-		c.Logger.ErrorContext(ctx, "copy checkpoint", "error", err)
+		if ctx.Err() == nil { // a stop copies once more
+			c.Logger.ErrorContext(ctx, "copy checkpoint", "error", err)
+		}
 		return
 	}
 	if c.copied == nil {
@@ -81,6 +83,9 @@ func (c *Copier) Step(ctx context.Context) {
 			one, cancel := context.WithTimeout(ctx, copyTimeout)
 			err := p.Copy(one, head.Checkpoint)
 			cancel()
+			if err != nil && ctx.Err() != nil {
+				return
+			}
 			if err != nil {
 				c.Metrics.Copies.WithLabelValues(p.Name(), "failed").Inc()
 				c.Logger.ErrorContext(ctx, "copy checkpoint", "place", p.Name(), "error", err)

@@ -36,6 +36,7 @@ import (
 const (
 	issuerTimeout = 5 * time.Second  // one call to an identity provider, but for polls
 	drainTimeout  = 20 * time.Second // for requests in flight when Writ stops
+	readyTimeout  = 3 * time.Second  // for the store to take a write
 )
 
 // Server is one Writ, ready to run.
@@ -245,7 +246,7 @@ func (s *Server) unready(ctx context.Context) string {
 	if s.stuck.Load() {
 		return "audit log is stuck"
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	if err := s.store.Ping(ctx); err != nil {
 		return "store unavailable"

@@ -176,7 +176,9 @@ func (e *sqlite) runAll(batch []*job) bool {
 		}
 	}
 	if kept == 0 {
-		e.abort()
+		if e.exec("ROLLBACK") != nil {
+			e.drop()
+		}
 		return true
 	}
 	if err := e.exec("COMMIT"); err != nil {
@@ -208,12 +210,12 @@ func (e *sqlite) exec(query string) error {
 	return err
 }
 
-// abort ends the transaction without a trace. A connection that can't do even that
-// is given up.
+// abort ends the transaction without a trace after the database failed. The
+// connection is given up with it: one that SQLite opened while it could only read
+// would go on to do only that.
 func (e *sqlite) abort() {
-	if e.exec("ROLLBACK") != nil {
-		e.drop()
-	}
+	_ = e.exec("ROLLBACK") // the database may have done so already
+	e.drop()
 }
 
 // drop gives the connection up, and with it whatever was open on it.

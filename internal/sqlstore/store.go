@@ -8,6 +8,7 @@ import (
 	"context"
 	"database/sql"
 	"embed"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -169,10 +170,16 @@ type translatedFile struct {
 // Read implements fs.File.
 func (f translatedFile) Read(p []byte) (int, error) { return f.text.Read(p) }
 
-// Ping reports whether the store can be read.
+// Ping reports whether the store can be written, by writing something that does not
+// stay: a full disk can still be read.
 func (s *Store) Ping(ctx context.Context) error {
-	return s.View(ctx, func(tx *Tx) error {
-		_, err := one(ctx, tx, "ping", func(r scanner) (n int, err error) { return n, r.Scan(&n) }, `SELECT 1`)
+	key := hex.EncodeToString(newSecret())
+	return s.Update(ctx, func(tx *Tx) error {
+		if err := tx.insert(ctx, "ping", `INSERT INTO replays (agent_issuer, agent_subject, key, digest, decision, at)
+			VALUES ('', '', $1, '', '', $2)`, key, micros(tx.now)); err != nil {
+			return err
+		}
+		_, err := tx.exec(ctx, "ping", `DELETE FROM replays WHERE agent_issuer = '' AND agent_subject = '' AND key = $1`, key)
 		return err
 	})
 }
