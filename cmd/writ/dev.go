@@ -47,7 +47,8 @@ func (d *devCmd) Run(ctx context.Context) error {
 	fmt.Printf(devText, w.URL, w.Server.OpsAddr(), w.IDP.Issuer(), w.IDP.PhoneURL(), near(d.Dir), near(w.Policies),
 		w.URL, w.IDP.Issuer(),
 		w.URL, w.IDP.Issuer(),
-		w.URL, w.IDP.Issuer())
+		w.URL, w.IDP.Issuer(),
+		near(filepath.Join(d.Dir, "writ.yaml")))
 	return w.Run(ctx)
 }
 
@@ -83,5 +84,6 @@ bob's agent offboards someone: approve it on the phone page within a minute, and
 curl -s %s/decide -H 'Content-Type: application/json' -H 'Prefer: wait=60' -H "Authorization: Bearer $(curl -s '%s/dev/token?user=bob&agent=hr-agent')" -d '{"intent":{"action":"hr.employee.offboard"},"resource":{"type":"hr.employee","id":"e-1001"}}'
 
 The agents are sales-agent, hr-agent and finance-agent; olga pulls the kill switch through ops-console (docs/operations.md).
+See what was written down: writ audit tail --config %s (docs/audit.md has how to prove it).
 
 `

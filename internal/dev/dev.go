@@ -72,12 +72,8 @@ var minters = map[string][]string{
 
 // New makes what is missing in the folder and binds everything.
 func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
-	for _, path := range []*string{&cfg.Dir, &cfg.Policies} {
-		if *path != "" {
-			if *path, err = filepath.Abs(*path); err != nil {
-				return nil, fmt.Errorf("find data folder: %w", err)
-			}
-		}
+	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("find data folder: %w", err)
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data folder: %w", err)
@@ -124,6 +120,10 @@ func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
 
 // writeConfig writes what commands on this store need, such as writ audit.
 func writeConfig(path string, c config.Config) error {
+	policies, err := filepath.Abs(c.Policy.Path)
+	if err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
 	issuers := []any{}
 	for _, is := range c.Issuers {
 		issuers = append(issuers, map[string]any{
@@ -132,7 +132,7 @@ func writeConfig(path string, c config.Config) error {
 	}
 	text, err := yaml.Marshal(map[string]any{
 		"external_url": c.ExternalURL, "store": c.Store, "root_key_file": c.RootKeyFile,
-		"policy": map[string]any{"path": c.Policy.Path}, "issuers": issuers,
+		"policy": map[string]any{"path": policies}, "issuers": issuers,
 	})
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
