@@ -102,6 +102,9 @@ func (c *Client) call(ctx context.Context, method, path string, header http.Head
 	for k, v := range header {
 		req.Header[k] = v
 	}
+	if _, keyed := req.Header["Idempotency-Key"]; !keyed && (method == http.MethodDelete || strings.HasSuffix(path, "/outcome")) {
+		req.Header["X-Idempotency-Key"] = nil // not sent: it tells net/http that once more does no harm
+	}
 	req.Header.Set("Authorization", "Bearer "+token)
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
@@ -148,14 +151,15 @@ func (c *Client) Decide(ctx context.Context, r Request) (*Decision, error) {
 	if r.Wait > 0 {
 		h.Set("Prefer", fmt.Sprintf("wait=%d", wholeSeconds(r.Wait)))
 	}
-	const tries = 3
+	const tries = 3 // a connection may break before the answer, or in it
 	for n := 1; ; n++ {
 		d := new(Decision)
 		err := c.call(ctx, http.MethodPost, "/decide", h, r, d)
 		if err == nil {
 			return d, nil
 		}
-		if _, connection := errors.AsType[*url.Error](err); !connection || ctx.Err() != nil || n == tries {
+		_, connection := errors.AsType[*url.Error](err)
+		if broken := connection || errors.Is(err, io.ErrUnexpectedEOF); !broken || ctx.Err() != nil || n == tries {
 			return nil, err
 		}
 	}

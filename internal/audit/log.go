@@ -93,6 +93,7 @@ func (s *Sequencer) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()
+			err = nil // of a step that the stop cut short
 			for more := true; more && err == nil; {
 				more, err = s.Step(last)
 			}

@@ -176,9 +176,7 @@ func (e *sqlite) runAll(batch []*job) bool {
 		}
 	}
 	if kept == 0 {
-		if e.exec("ROLLBACK") != nil {
-			e.drop()
-		}
+		e.abort()
 		return true
 	}
 	if err := e.exec("COMMIT"); err != nil {
@@ -198,10 +196,16 @@ func (e *sqlite) run(j *job) {
 	}
 }
 
+// connect opens the writer's connection. SQLite would open what it can't write to
+// read it, and go on to do only that when it could be written again.
 func (e *sqlite) connect() (err error) {
-	if e.conn == nil {
-		e.conn, err = e.write.Conn(context.Background())
+	if e.conn != nil {
+		return nil
 	}
+	if err := writable(e.path); err != nil {
+		return err
+	}
+	e.conn, err = e.write.Conn(context.Background())
 	return err
 }
 
@@ -210,12 +214,12 @@ func (e *sqlite) exec(query string) error {
 	return err
 }
 
-// abort ends the transaction without a trace after the database failed. The
-// connection is given up with it: one that SQLite opened while it could only read
-// would go on to do only that.
+// abort ends the transaction without a trace. A connection that can't do even that
+// is given up.
 func (e *sqlite) abort() {
-	_ = e.exec("ROLLBACK") // the database may have done so already
-	e.drop()
+	if e.exec("ROLLBACK") != nil {
+		e.drop()
+	}
 }
 
 // drop gives the connection up, and with it whatever was open on it.

@@ -41,7 +41,7 @@ var sqliteDialect = dialect{
 
 var postgresDialect = dialect{
 	goose:  goose.DialectPostgres,
-	locker: func() (lock.SessionLocker, error) { return lock.NewPostgresSessionLocker() },
+	locker: func() (lock.SessionLocker, error) { return lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300)) }, // tries each second
 	types: strings.NewReplacer(
 		"BLOB", "BYTEA",
 		"INTEGER PRIMARY KEY AUTOINCREMENT", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",

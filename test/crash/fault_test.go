@@ -35,7 +35,7 @@ const (
 	faultClients = 200
 	// notices is how long Writ may take to see that its store is in trouble, and how
 	// long to work again afterwards.
-	notices  = 3 * time.Second
+	notices  = 5 * time.Second
 	recovers = 10 * time.Second
 	// mostMemory is what the process may hold, with 200 clients and the store away.
 	mostMemory = 256 << 20

@@ -112,14 +112,14 @@ func TestReplicasLoseTheirListeners(t *testing.T) {
 	calm(t, func() (ok bool) {
 		var took []time.Duration
 		for range 8 {
-			took = append(took, wakeUp(t, session, a, b, func() { deafen(t, db) }))
-			within(t, 20*time.Second, func() error { // until both listen again
+			within(t, 20*time.Second, func() error { // until both listen, again
 				n, err := listeners(db)
 				if err == nil && n != 2 {
 					err = fmt.Errorf("%d connections listen", n)
 				}
 				return err
 			})
+			took = append(took, wakeUp(t, session, a, b, func() { deafen(t, db) }))
 		}
 		t.Logf("without listeners woken after %v in the median, %v at most", median(took), slices.Max(took))
 		return slices.Max(took) <= 2*time.Second
@@ -141,7 +141,7 @@ func listeners(db *sql.DB) (n int, err error) {
 func deafen(t *testing.T, db *sql.DB) {
 	t.Helper()
 	var n int
-	if err := db.QueryRow(`SELECT count(pg_terminate_backend(pid))` + ofListeners).Scan(&n); err != nil || n != 2 {
+	if err := db.QueryRow(`SELECT count(pg_terminate_backend(pid, 5000))` + ofListeners).Scan(&n); err != nil || n != 2 {
 		t.Errorf("%d connections listened, %v", n, err)
 	}
 }
