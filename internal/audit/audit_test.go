@@ -281,7 +281,7 @@ func TestKeeper(t *testing.T) {
 		}
 	}
 	in := input()
-	kept, digest, ok, err := k.Keep("dec_1", "hr.offboard", in)
+	kept, digest, ok, err := k.Keep("hr.offboard", in)
 	if err != nil || !ok || kept.Kept != audit.KeepRedacted || !strings.HasPrefix(digest, "hmac-sha256:") {
 		t.Fatal(kept, digest, ok, err)
 	}
@@ -302,10 +302,10 @@ func TestKeeper(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, d, _, _ := other.Keep("dec_1", "x", in); d == digest {
+	if _, d, _, _ := other.Keep("x", in); d == digest {
 		t.Error("the digest does not depend on the key")
 	}
-	if _, d, ok, _ := k.Keep("dec_1", "none.a", in); ok || d != digest {
+	if _, d, ok, _ := k.Keep("none.a", in); ok || d != digest {
 		t.Error("of none, the digest of the whole is kept, and no more")
 	}
 	if got := k.Text("hr.x", "purpose"); got == "purpose" || k.Text("hr.x", "") != "" || k.Text("crm.x", "purpose") != "purpose" {

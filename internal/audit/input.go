@@ -86,14 +86,15 @@ func (k *Keeper) Text(action, text string) string {
 	return k.Digest([]byte(text))
 }
 
-// Keep prepares a decision's input: what is stored beside the entry, ok false for
-// nothing, and the digest of the whole for the entry itself.
-func (k *Keeper) Keep(decision, action string, input map[string]any) (in Input, digest string, ok bool, err error) {
+// Keep prepares a decision's input, before the decision has an id: what is stored
+// beside the entry, ok false for nothing, and the digest of the whole for the entry
+// itself.
+func (k *Keeper) Keep(action string, input map[string]any) (in Input, digest string, ok bool, err error) {
 	whole, err := json.Marshal(input)
 	if err != nil {
 		return in, "", false, fmt.Errorf("keep decision input: %w", err)
 	}
-	in = Input{Decision: decision, Kept: k.Of(action), JSON: whole}
+	in = Input{Kept: k.Of(action), JSON: whole}
 	if in.Kept == KeepRedacted {
 		if in.JSON, err = json.Marshal(k.redact(input)); err != nil {
 			return in, "", false, fmt.Errorf("keep decision input: %w", err)

@@ -231,7 +231,7 @@ func (d *Decider) findReplay(ctx context.Context, tx Tx, req Request, caller ide
 // grant or a plan that can be carried out.
 type ruling struct {
 	policy.Result
-	input map[string]any
+	input map[string]any // what it was made on
 	grant *lease.Grant
 	plan  *approval.Plan
 	// rests is the approval that an allow uses up.
@@ -303,7 +303,12 @@ func (d *Decider) rule(ctx context.Context, req Request, caller identity.Caller,
 func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling) (Record, *lease.Lease, error) {
 	var record Record
 	var granted *lease.Lease
-	err := d.cfg.Store.Update(ctx, func(tx Tx) error {
+	// Outside of the transaction, for which others may wait.
+	made, err := d.keep(req, r)
+	if err != nil {
+		return record, nil, err
+	}
+	err = d.cfg.Store.Update(ctx, func(tx Tx) error {
 		granted = nil
 		record = Record{
 			ID: id.New(id.Decision), At: tx.Now(), Session: s.session.ID, User: s.act.User, Agent: s.act.Agent, IntentHash: s.hash,
@@ -359,26 +364,35 @@ func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling
 		if err := tx.InsertDecision(ctx, record); err != nil {
 			return err
 		}
-		return d.record(ctx, tx, kind, req, s, r, record)
+		return d.record(ctx, tx, kind, req, s, r, made, record)
 	})
 	return record, granted, err
 }
 
+// made is what a decision was made on, as far as it is kept.
+type made struct {
+	input  audit.Input
+	digest string
+	kept   bool
+}
+
+func (d *Decider) keep(req Request, r ruling) (m made, err error) {
+	m.input, m.digest, m.kept, err = d.cfg.Keeper.Keep(req.Intent.Action, r.input)
+	return m, err
+}
+
 // record writes the decision's entry, and beside it what it was made on.
-func (d *Decider) record(ctx context.Context, tx Tx, kind audit.Kind, req Request, s situation, r ruling, record Record) error {
-	input, digest, kept, err := d.cfg.Keeper.Keep(record.ID, req.Intent.Action, r.input)
-	if err != nil {
-		return err
-	}
-	if kept {
-		if err := tx.PutInput(ctx, input); err != nil {
+func (d *Decider) record(ctx context.Context, tx Tx, kind audit.Kind, req Request, s situation, r ruling, m made, record Record) error {
+	if m.kept {
+		m.input.Decision = record.ID
+		if err := tx.PutInput(ctx, m.input); err != nil {
 			return err
 		}
 	}
 	detail := map[string]any{
 		"action": req.Intent.Action, "resource": map[string]any{"type": req.Resource.Type, "id": req.Resource.ID},
 		"intent_hash": s.hash, "reasons": d.shown(req.Intent.Action, r.Reasons), "policy": r.Policy,
-		"input": map[string]any{"kept": input.Kept, "digest": digest},
+		"input": map[string]any{"kept": m.input.Kept, "digest": m.digest},
 	}
 	if req.Intent.Purpose != "" {
 		detail["purpose"] = d.cfg.Keeper.Text(req.Intent.Action, req.Intent.Purpose)

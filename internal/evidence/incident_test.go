@@ -43,10 +43,11 @@ func story(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	decide := func(kind audit.Kind, id, session string, user, agent identity.Ref, action string, more map[string]any) audit.Entry {
-		in, digest, _, err := keeper.Keep(id, action, map[string]any{"intent": map[string]any{"action": action, "parameters": map[string]any{"n": 1}}})
+		in, digest, _, err := keeper.Keep(action, map[string]any{"intent": map[string]any{"action": action, "parameters": map[string]any{"n": 1}}})
 		if err != nil {
 			t.Fatal(err)
 		}
+		in.Decision = id
 		if err := w.Update(w.ctx, func(tx *sqlstore.Tx) error { return tx.PutInput(w.ctx, in) }); err != nil {
 			t.Fatal(err)
 		}
