@@ -17,10 +17,12 @@ import (
 
 	"github.com/gobwas/glob"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/writsec/writ/internal/jws"
 )
 
 // signatureAlgorithms are the asymmetric JWS algorithms that Writ verifies.
-var signatureAlgorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+var signatureAlgorithms = jws.Algorithms
 
 // minterName is what a policy writes to choose a minter.
 var minterName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
@@ -132,7 +134,7 @@ func (c *Config) check(fail failFunc) {
 			fail(key+"id", "stands a second time")
 		}
 		ids[s.ID] = s.ID != ""
-		fail.secret(key+"secret_file", s.SecretFile)
+		c.checkServiceProof(fail, key, s)
 		fail.required(key+"audience", s.Audience)
 	}
 }
@@ -238,15 +240,13 @@ func (p Policy) check(fail failFunc) {
 }
 
 func (is Issuer) check(fail failFunc, key string) {
-	fail.url(key+"issuer", is.Issuer)
 	if len(is.SpeaksFor) == 0 {
-		fail(key+"speaks_for", "is missing, expected a list of user, agent, operator")
+		fail(key+"speaks_for", "is missing, expected a list of user, agent, operator, service")
 	}
 	fail.required(key+"audience", is.Audience)
 	fail.algorithms(key+"algorithms", is.Algorithms)
-	if is.JWKSFile != "" {
-		fail.file(key+"jwks_file", is.JWKSFile)
-	}
+	is.checkKeys(fail, key)
+	is.checkToken(fail, key)
 	fail.noneEmpty(key+"id_token_clients", is.IDTokenClients)
 	if is.ClockLeeway < 0 || is.ClockLeeway > 5*time.Minute {
 		fail(key+"clock_leeway", "is %v, expected 0 to 5m", is.ClockLeeway)
@@ -269,6 +269,85 @@ func (is Issuer) check(fail failFunc, key string) {
 		b.check(fail, key+"ciba.")
 		if !slices.Equal(b.Algorithms, is.Algorithms) {
 			fail.algorithms(key+"ciba.id_token_algorithms", b.Algorithms)
+		}
+	}
+}
+
+// checkKeys wants one place that keys come from. Only discovery needs an issuer that is
+// a URL.
+func (is Issuer) checkKeys(fail failFunc, key string) {
+	if is.JWKSFile == "" && is.JWKSURL == "" {
+		fail.url(key+"issuer", is.Issuer)
+		return
+	}
+	if fail.required(key+"issuer", is.Issuer) && strings.Contains(is.Issuer, "#") {
+		fail(key+"issuer", "is %q, expected no fragment", is.Issuer)
+	}
+	switch {
+	case is.JWKSFile != "" && is.JWKSURL != "":
+		fail(key+"jwks_url", "stands beside jwks_file, expected one of them")
+	case is.JWKSFile != "":
+		fail.file(key+"jwks_file", is.JWKSFile)
+	default:
+		fail.url(key+"jwks_url", is.JWKSURL)
+	}
+}
+
+// tokenKinds are the kinds of token that can stand for a caller. People have no tokens
+// of the last three.
+var tokenKinds = []string{"access_token", "jwt", "jwt_svid", "kubernetes", "private_key_jwt"}
+
+func (is Issuer) checkToken(fail failFunc, key string) {
+	fail.oneOf(key+"token", is.Token, tokenKinds...)
+	speaks := func(p Principal) bool { return slices.Contains(is.SpeaksFor, p) }
+	if slices.Contains(tokenKinds[2:], is.Token) && (speaks(User) || speaks(Operator)) {
+		fail(key+"speaks_for", "lists people, but token is %s, which only workloads have: expected agent, service", is.Token)
+	}
+	if is.Token == "jwt_svid" {
+		if fail.required(key+"trust_domain", is.TrustDomain) && strings.ContainsAny(is.TrustDomain, ":/") {
+			fail(key+"trust_domain", "is %q, expected a name such as example.org", is.TrustDomain)
+		}
+	} else if is.TrustDomain != "" {
+		fail(key+"trust_domain", "has no effect: token is %s, not jwt_svid", is.Token)
+	}
+	if is.Token == "jwt" && speaks(User) && len(is.UserMatch) == 0 {
+		fail(key+"user_match", "is missing: without it, a token that a client has of its own could pass for a user's")
+	}
+	if len(is.UserMatch) > 0 && !speaks(User) {
+		fail(key+"user_match", "has no effect: speaks_for does not list user")
+	}
+	if is.Token == "private_key_jwt" && is.JWKSFile == "" && is.JWKSURL == "" {
+		fail(key+"jwks_file", "is missing, expected the agent's public keys, or their place as jwks_url")
+	}
+	fail.globs(key+"match", is.Match)
+	fail.globs(key+"user_match", is.UserMatch)
+	fail.positive(key+"max_age", is.MaxAge)
+	for i, m := range is.SenderConstraint {
+		fail.oneOf(fmt.Sprintf("%ssender_constraint[%d]", key, i), m, "dpop", "mtls")
+	}
+	// What a token is meant for tells Writ's own apart from those for a client.
+	clients := slices.Clone(is.IDTokenClients)
+	if is.CIBA != nil {
+		clients = append(clients, is.CIBA.ClientID)
+	}
+	if slices.Contains(clients, is.Audience) && is.Token != "access_token" {
+		fail(key+"audience", "is also a client of ID tokens: an ID token could pass for a token to Writ")
+	}
+}
+
+func (c *Config) checkServiceProof(fail failFunc, key string, s Service) {
+	switch {
+	case s.Subject == nil:
+		fail.secret(key+"secret_file", s.SecretFile)
+	case s.SecretFile != "":
+		fail(key+"subject", "stands beside secret_file, expected one of them")
+	default:
+		fail.required(key+"subject.id", s.Subject.ID)
+		speaks := func(is Issuer) bool {
+			return is.Issuer == s.Subject.Issuer && slices.Contains(is.SpeaksFor, ServicePrincipal)
+		}
+		if !slices.ContainsFunc(c.Issuers, speaks) {
+			fail(key+"subject.issuer", "is %q, expected an issuer that speaks for service", s.Subject.Issuer)
 		}
 	}
 }
@@ -311,6 +390,14 @@ func (fail failFunc) noneEmpty(key string, list []string) {
 	for i, v := range list {
 		if v == "" {
 			fail(fmt.Sprintf("%s[%d]", key, i), "is empty")
+		}
+	}
+}
+
+func (fail failFunc) globs(key string, patterns map[string]string) {
+	for _, name := range slices.Sorted(maps.Keys(patterns)) {
+		if _, err := glob.Compile(patterns[name]); err != nil || name == "" || patterns[name] == "" {
+			fail(key, "has %q: %q, expected a claim and a pattern such as \"*\"", name, patterns[name])
 		}
 	}
 }

@@ -95,13 +95,30 @@ type Issuer struct {
 	Issuer string `yaml:"issuer"`
 	// SpeaksFor lists the principals that it may name.
 	SpeaksFor []Principal `yaml:"speaks_for"`
-	// Audience is what its access tokens must be meant for: Writ.
+	// Token is the kind of its tokens: access_token (default), jwt, jwt_svid, kubernetes
+	// or private_key_jwt.
+	Token string `yaml:"token"`
+	// TrustDomain is whose JWT-SVIDs it issues.
+	TrustDomain string `yaml:"trust_domain"`
+	// Audience is what its tokens must be meant for: Writ.
 	Audience string `yaml:"audience"`
 	// Algorithms lists the JWS algorithms it may sign with.
 	Algorithms []string `yaml:"algorithms"`
 	// JWKSFile holds its keys, for a Writ that can't reach it. By default they are
 	// found by OpenID Connect discovery.
 	JWKSFile string `yaml:"jwks_file"`
+	// JWKSURL is where its keys are, for an issuer without discovery.
+	JWKSURL string `yaml:"jwks_url"`
+	// Claims names claims that are not the standard ones.
+	Claims Claims `yaml:"claims"`
+	// Match holds claims to globs: a token that does not match is refused.
+	Match map[string]string `yaml:"match"`
+	// UserMatch tells the tokens of users from those that clients have of their own.
+	UserMatch map[string]string `yaml:"user_match"`
+	// MaxAge is how long after iat a token is good at most.
+	MaxAge time.Duration `yaml:"max_age"`
+	// SenderConstraint, when set, wants tokens bound to a key by dpop or mtls.
+	SenderConstraint []string `yaml:"sender_constraint"`
 	// IDTokenClients lists the clients whose ID tokens are believed as subject_token.
 	IDTokenClients []string `yaml:"id_token_clients"`
 	// ClockLeeway is how far its clock may differ when iat and nbf are checked.
@@ -120,16 +137,27 @@ const (
 	User     Principal = "user"
 	Agent    Principal = "agent"
 	Operator Principal = "operator"
+	// ServicePrincipal is a resource server that shows a token of its own.
+	ServicePrincipal Principal = "service"
 )
 
-// UnmarshalText accepts the three kinds only.
+// UnmarshalText accepts the four kinds only.
 func (p *Principal) UnmarshalText(b []byte) error {
 	switch v := Principal(b); v {
-	case User, Agent, Operator:
+	case User, Agent, Operator, ServicePrincipal:
 		*p = v
 		return nil
 	}
-	return fmt.Errorf("is %q, expected user, agent or operator", b)
+	return fmt.Errorf("is %q, expected user, agent, operator or service", b)
+}
+
+// Claims names claims; one that begins with a slash is a JSON pointer.
+type Claims struct {
+	// Subject names whom a token is about, by default sub.
+	Subject string `yaml:"subject"`
+	// Client names the OAuth client that a token was issued to, by default client_id or
+	// else azp.
+	Client string `yaml:"client"`
 }
 
 // Operators are the subjects whose token has a claim that equals the value, or is
@@ -189,7 +217,15 @@ type Minter struct {
 type Service struct {
 	ID         string `yaml:"id"`
 	SecretFile string `yaml:"secret_file"`
-	Audience   string `yaml:"audience"`
+	// Subject is whom its token names, instead of a secret.
+	Subject  *Subject `yaml:"subject"`
+	Audience string   `yaml:"audience"`
+}
+
+// Subject names one principal.
+type Subject struct {
+	Issuer string `yaml:"issuer"`
+	ID     string `yaml:"id"`
 }
 
 // Approvals bounds the out-of-band approvals.
@@ -265,7 +301,9 @@ func Default() Config {
 	}
 }
 
-func (i *Issuer) setDefaults() { i.ClockLeeway = 30 * time.Second }
+func (i *Issuer) setDefaults() {
+	i.Token, i.ClockLeeway, i.MaxAge = "access_token", 30*time.Second, 24*time.Hour
+}
 
 func (m *Minter) setDefaults() { m.MaxTTL = 5 * time.Minute }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -99,7 +100,8 @@ func TestDefaults(t *testing.T) {
 		Log:       config.Log{Level: "info"},
 		Issuers: []config.Issuer{{
 			Issuer: "https://idp.example", SpeaksFor: []config.Principal{config.User, config.Agent},
-			Audience: "https://writ.example", Algorithms: []string{"ES256"}, ClockLeeway: 30 * time.Second,
+			Token: "access_token", Audience: "https://writ.example", Algorithms: []string{"ES256"},
+			MaxAge: 24 * time.Hour, ClockLeeway: 30 * time.Second,
 			CIBA: &config.CIBA{
 				ClientID: "writ", ClientSecretFile: in("secret"), ClientAuth: "client_secret_basic", LoginHint: "{sub}",
 				Algorithms: []string{"ES256"}, BindingMessage: config.BindingMessage{MaxLength: 20, Charset: "portable"},
@@ -200,7 +202,7 @@ func TestErrors(t *testing.T) {
 		{"days for a duration", "  path: policies", "  path: policies\n  deadline: 1d", `writ.yaml:6: policy.deadline: is "1d", expected a duration such as "30s" or "5m"`},
 		{"nothing for a duration", "  path: policies", "  path: policies\n  deadline:", `writ.yaml:6: policy.deadline: is nothing, expected a duration such as "30s" or "5m"`},
 		{"list for a duration", "  path: policies", "  path: policies\n  deadline: [1s]", `writ.yaml:6: policy.deadline: is a list, expected a duration such as "30s" or "5m"`},
-		{"unknown principal", "[user, agent]", "[user, robot]", `writ.yaml:8: issuers[0].speaks_for[1]: is "robot", expected user, agent or operator`},
+		{"unknown principal", "[user, agent]", "[user, robot]", `writ.yaml:8: issuers[0].speaks_for[1]: is "robot", expected user, agent, operator or service`},
 		{"list for a principal", "[user, agent]", "[[user]]", "writ.yaml:8: issuers[0].speaks_for[0]: is a list, expected a string"},
 		{"long value", "store: sqlite:writ.db", "behind_proxy: " + strings.Repeat("é", 100) + "\nstore: sqlite:writ.db", `writ.yaml:2: behind_proxy: is "` + strings.Repeat("é", 40) + `…", expected true or false`},
 		{"alias", "    audience: https://crm.example\nservices", "    audience: &a https://crm.example\n    scopes: [*a]\nservices", "writ.yaml:18: minters.crm.scopes[0]: is an alias; write the value out"},
@@ -277,7 +279,24 @@ func TestErrors(t *testing.T) {
 		{"issuer beyond loopback by http", "https://idp.example", "http://localhost.example", `writ.yaml:7: issuers[0].issuer: is "http://localhost.example", expected https: plain http is for loopback only`},
 		{"Writ as issuer", "https://idp.example", "https://writ.example", "writ.yaml:7: issuers[0].issuer: is Writ itself; a minted token must never be good for Writ"},
 		{"issuer twice", "minters:\n", "  - {issuer: https://idp.example, speaks_for: [user], audience: a, algorithms: [ES256]}\nminters:\n", "writ.yaml:14: issuers[1].issuer: stands a second time"},
-		{"issuer that speaks for nobody", "    speaks_for: [user, agent]\n", "", "writ.yaml:7: issuers[0].speaks_for: is missing, expected a list of user, agent, operator"},
+		{"issuer that speaks for nobody", "    speaks_for: [user, agent]\n", "", "writ.yaml:7: issuers[0].speaks_for: is missing, expected a list of user, agent, operator, service"},
+		{"kind of token", aud, aud + "    token: saml\n", `writ.yaml:10: issuers[0].token: is "saml", expected one of access_token, jwt, jwt_svid, kubernetes, private_key_jwt`},
+		{"people of a platform", aud, aud + "    token: kubernetes\n", "writ.yaml:8: issuers[0].speaks_for: lists people, but token is kubernetes, which only workloads have: expected agent, service"},
+		{"SVIDs of no trust domain", "    speaks_for: [user, agent]\n" + aud, "    speaks_for: [agent]\n    token: jwt_svid\n" + aud, "writ.yaml:7: issuers[0].trust_domain: is missing"},
+		{"trust domain as an ID", "    speaks_for: [user, agent]\n" + aud, "    speaks_for: [agent]\n    token: jwt_svid\n    trust_domain: spiffe://a\n" + aud, `writ.yaml:10: issuers[0].trust_domain: is "spiffe://a", expected a name such as example.org`},
+		{"trust domain in vain", aud, aud + "    trust_domain: a\n", "writ.yaml:10: issuers[0].trust_domain: has no effect: token is access_token, not jwt_svid"},
+		{"plain tokens of anybody", aud, aud + "    token: jwt\n", "writ.yaml:7: issuers[0].user_match: is missing: without it, a token that a client has of its own could pass for a user's"},
+		{"user_match in vain", "    speaks_for: [user, agent]\n" + aud, "    speaks_for: [agent]\n" + aud + "    user_match: {sub: \"*\"}\n", "writ.yaml:10: issuers[0].user_match: has no effect: speaks_for does not list user"},
+		{"match by no pattern", aud, aud + "    match: {a: \"[\"}\n", `writ.yaml:10: issuers[0].match: has "a": "[", expected a claim and a pattern such as "*"`},
+		{"match by nothing", aud, aud + "    match: {a: \"\"}\n", `writ.yaml:10: issuers[0].match: has "a": "", expected a claim and a pattern such as "*"`},
+		{"no age", aud, aud + "    max_age: 0s\n", "writ.yaml:10: issuers[0].max_age: is 0s, expected more than zero"},
+		{"sender constraint", aud, aud + "    sender_constraint: [tls]\n", `writ.yaml:10: issuers[0].sender_constraint[0]: is "tls", expected one of dpop, mtls`},
+		{"an ID token's client as audience", aud, aud + "    token: jwt\n    user_match: {a: b}\n    id_token_clients: [\"https://writ.example\"]\n", "writ.yaml:9: issuers[0].audience: is also a client of ID tokens: an ID token could pass for a token to Writ"},
+		{"keys from two places", aud, aud + "    jwks_file: secret\n    jwks_url: https://a.example\n", "writ.yaml:11: issuers[0].jwks_url: stands beside jwks_file, expected one of them"},
+		{"keys by http", aud, aud + "    jwks_url: http://a.example\n", `writ.yaml:10: issuers[0].jwks_url: is "http://a.example", expected https: plain http is for loopback only`},
+		{"an assertion's issuer without keys", "    speaks_for: [user, agent]\n", "    speaks_for: [agent]\n    token: private_key_jwt\n", "writ.yaml:7: issuers[0].jwks_file: is missing, expected the agent's public keys, or their place as jwks_url"},
+		{"service with two proofs", "    secret_file: secret\n    audience", "    secret_file: secret\n    subject: {issuer: a, id: b}\n    audience", "writ.yaml:21: services[0].subject: stands beside secret_file, expected one of them"},
+		{"service of no issuer", "    secret_file: secret\n    audience", "    subject: {issuer: a}\n    audience", "writ.yaml:20: services[0].subject.id: is missing\nwrit.yaml:20: services[0].subject.issuer: is \"a\", expected an issuer that speaks for service"},
 		{"issuer without audience", aud, "", "writ.yaml:7: issuers[0].audience: is missing"},
 		{"issuer without algorithms", "    algorithms: [ES256]\n", "    algorithms: []\n", "writ.yaml:10: issuers[0].algorithms: is missing, expected a list of " + algs},
 		{"algorithm none", "[ES256]", "[none]", `writ.yaml:10: issuers[0].algorithms[0]: is "none", expected one of ` + algs},
@@ -432,6 +451,8 @@ func TestExample(t *testing.T) {
 		"sessions":        {cfg.Sessions, least.Sessions},
 		"approvals":       {cfg.Approvals, least.Approvals},
 		"log":             {cfg.Log, least.Log},
+		"token":           {cfg.Issuers[0].Token, least.Issuers[0].Token},
+		"max_age":         {cfg.Issuers[0].MaxAge, least.Issuers[0].MaxAge},
 		"clock_leeway":    {cfg.Issuers[0].ClockLeeway, least.Issuers[0].ClockLeeway},
 		"client_auth":     {cfg.Issuers[0].CIBA.ClientAuth, least.Issuers[0].CIBA.ClientAuth},
 		"login_hint":      {cfg.Issuers[0].CIBA.LoginHint, least.Issuers[0].CIBA.LoginHint},
@@ -455,7 +476,12 @@ func absent(key string, typ reflect.Type, tree any) (missing []string) {
 		if len(list) == 0 {
 			return []string{key}
 		}
-		return absent(key+"[0]", typ.Elem(), list[0])
+		missing = absent(key+"[0]", typ.Elem(), list[0])
+		for _, other := range list[1:] { // what one of them shows is shown
+			also := absent(key+"[0]", typ.Elem(), other)
+			missing = slices.DeleteFunc(missing, func(k string) bool { return !slices.ContainsFunc(also, func(m string) bool { return k == m || strings.HasPrefix(k, m+".") }) })
+		}
+		return missing
 	case reflect.Map:
 		m, _ := tree.(map[string]any)
 		for k, v := range m {

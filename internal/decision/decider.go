@@ -52,7 +52,11 @@ const maxAttempts = 8
 
 // Decide answers one request. An error means that no decision was reached.
 func (d *Decider) Decide(ctx context.Context, req Request) (Answer, error) {
-	caller, answer, err := d.decide(ctx, req)
+	caller, err := d.cfg.Identity.Caller(ctx, req.Presented)
+	if err != nil {
+		return Answer{}, err
+	}
+	answer, err := d.decide(ctx, req, caller)
 	if err != nil || req.Wait <= 0 || answer.Decision != policy.RequireCIBA {
 		return answer, err
 	}
@@ -67,28 +71,26 @@ func (d *Decider) Decide(ctx context.Context, req Request) (Answer, error) {
 	// From the top: the tokens, the session and the policy may have changed while a
 	// person thought about it.
 	req.Approval, req.supersedes = a.ID, answer.DecisionID
-	_, answer, err = d.decide(ctx, req)
-	return answer, err
+	if caller, err = d.cfg.Identity.Again(ctx, caller); err != nil {
+		return Answer{}, err
+	}
+	return d.decide(ctx, req, caller)
 }
 
 // decide goes down the line once, and again when a parallel request changed what
 // it stood on.
-func (d *Decider) decide(ctx context.Context, req Request) (identity.Caller, Answer, error) {
-	caller, err := d.cfg.Identity.Caller(ctx, req.Bearer, req.SubjectToken)
-	if err != nil {
-		return caller, Answer{}, err
-	}
+func (d *Decider) decide(ctx context.Context, req Request, caller identity.Caller) (Answer, error) {
 	if d.cfg.Halted != nil && d.cfg.Halted() {
-		return caller, Answer{}, fault.New(fault.NotReady, "the audit log is stuck; nothing is decided that is not recorded")
+		return Answer{}, fault.New(fault.NotReady, "the audit log is stuck; nothing is decided that is not recorded")
 	}
 	for range maxAttempts {
 		answer, err := d.attempt(ctx, req, caller)
 		if errors.Is(err, session.ErrChanged) || errors.Is(err, approval.ErrStale) {
 			continue
 		}
-		return caller, answer, err
+		return answer, err
 	}
-	return caller, Answer{}, &fault.Error{
+	return Answer{}, &fault.Error{
 		Code: fault.Overloaded, Detail: "parallel requests keep changing this session", RetryAfter: time.Second,
 	}
 }

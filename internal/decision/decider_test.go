@@ -104,11 +104,11 @@ func TestSessions(t *testing.T) {
 		t.Errorf("decided in %s, want %s", a.Session, opened)
 	}
 	theirs := again
-	theirs.Bearer = f.token("alice", "other-agent")
+	theirs.Presented.Token = f.token("alice", "other-agent")
 	bobs := again
-	bobs.Bearer = f.token("bob", "agent")
+	bobs.Presented.Token = f.token("bob", "agent")
 	nobody := f.request("plain")
-	nobody.Bearer = f.token("", "agent")
+	nobody.Presented.Token = f.token("", "agent")
 	made := again
 	made.Session = "ses_made_up"
 	for name, tt := range map[string]struct {
@@ -124,7 +124,7 @@ func TestSessions(t *testing.T) {
 	}
 	// The agent's own token is enough where the session names the user.
 	alone := again
-	alone.Bearer = f.token("", "agent")
+	alone.Presented.Token = f.token("", "agent")
 	if a := f.decide(alone); a.Decision != policy.Allow {
 		t.Errorf("agent's own token in its session: %+v", a)
 	}
@@ -237,7 +237,7 @@ func TestIdempotency(t *testing.T) {
 		t.Errorf("another body: %v, want idempotency_conflict", err)
 	}
 	stranger := r
-	stranger.Session, stranger.Bearer = "", f.token("alice", "other-agent")
+	stranger.Session, stranger.Presented.Token = "", f.token("alice", "other-agent")
 	if a := f.decide(stranger); a.DecisionID == first.DecisionID {
 		t.Error("another agent's key met this one")
 	}

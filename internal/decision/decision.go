@@ -24,13 +24,12 @@ import (
 
 // Request is one POST /decide, read but not believed.
 type Request struct {
-	Bearer       string
-	SubjectToken string
-	Session      string // "" only where sessions open by themselves
-	Intent       intent.Intent
-	Resource     intent.Resource
-	Context      map[string]any
-	Approval     string // of an earlier answer: this is a continuation
+	Presented identity.Presented
+	Session   string // "" only where sessions open by themselves
+	Intent    intent.Intent
+	Resource  intent.Resource
+	Context   map[string]any
+	Approval  string // of an earlier answer: this is a continuation
 
 	IdempotencyKey string
 	// Wait holds a require_ciba answer until the approval is decided, or that long.

@@ -152,7 +152,7 @@ func (f *fixture) token(user, agent string) string {
 // request is alice's agent doing something.
 func (f *fixture) request(action string) decision.Request {
 	return decision.Request{
-		Bearer: f.token("alice", "agent"), Intent: intent.Intent{Action: action},
+		Presented: identity.Presented{Token: f.token("alice", "agent")}, Intent: intent.Intent{Action: action},
 		Resource: intent.Resource{Type: "thing", ID: "1"},
 	}
 }

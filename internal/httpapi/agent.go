@@ -27,7 +27,7 @@ type decideBody struct {
 
 func (b decideBody) request() (q decision.Request, err error) {
 	q = decision.Request{Intent: b.Intent, Resource: b.Resource, Context: b.Context}
-	if q.SubjectToken, err = optional("/subject_token", b.SubjectToken); err != nil {
+	if q.Presented.Subject, err = optional("/subject_token", b.SubjectToken); err != nil {
 		return q, err
 	}
 	if q.Session, err = optional("/session", b.Session); err != nil {
@@ -55,7 +55,7 @@ func (a *API) decide(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	q.Bearer, q.IP = token, a.callerIP(r)
+	q.Presented.Token, q.IP = token.Token, a.callerIP(r)
 	if q.IdempotencyKey, err = idempotencyKey(r); err != nil {
 		return err
 	}

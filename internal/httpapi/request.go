@@ -74,16 +74,16 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 }
 
 // bearer reads the one access token of a request (RFC 6750 §2.1).
-func bearer(r *http.Request) (string, error) {
+func bearer(r *http.Request) (identity.Presented, error) {
 	h := r.Header.Values("Authorization")
 	if len(h) != 1 {
-		return "", fault.New(fault.InvalidToken, "send exactly one header Authorization: Bearer <access token>")
+		return identity.Presented{}, fault.New(fault.InvalidToken, "send exactly one header Authorization: Bearer <access token>")
 	}
 	scheme, token, _ := strings.Cut(h[0], " ")
 	if !strings.EqualFold(scheme, "Bearer") || token == "" {
-		return "", fault.New(fault.InvalidToken, "send the access token as Authorization: Bearer <access token>")
+		return identity.Presented{}, fault.New(fault.InvalidToken, "send the access token as Authorization: Bearer <access token>")
 	}
-	return token, nil
+	return identity.Presented{Token: token}, nil
 }
 
 // caller verifies the agent of a request that has no subject_token.
@@ -92,11 +92,12 @@ func (a *API) caller(r *http.Request) (identity.Caller, error) {
 }
 
 func (a *API) callerWith(r *http.Request, subject string) (identity.Caller, error) {
-	token, err := bearer(r)
+	p, err := bearer(r)
 	if err != nil {
 		return identity.Caller{}, err
 	}
-	c, err := a.Identity.Caller(r.Context(), token, subject)
+	p.Subject = subject
+	c, err := a.Identity.Caller(r.Context(), p)
 	if err != nil {
 		a.Metrics.TokensRefused.WithLabelValues("agent").Inc()
 	}

@@ -186,7 +186,8 @@ func TestCallsToTheIssuerAreTraced(t *testing.T) {
 	defer server.Close()
 	part := base64.RawURLEncoding.EncodeToString
 	token := part([]byte(`{"alg":"ES256","typ":"at+jwt","kid":"nobody's"}`)) + "." +
-		part(fmt.Appendf(nil, `{"iss":%q,"sub":"alice","client_id":"sales-agent"}`, w.dev.IDP.Issuer())) + "." + part(make([]byte, 64))
+		part(fmt.Appendf(nil, `{"iss":%q,"sub":"alice","client_id":"sales-agent","aud":%q,"jti":"1","iat":%d,"exp":%d}`,
+			w.dev.IDP.Issuer(), dev.Audience, time.Now().Unix(), time.Now().Unix()+60)) + "." + part(make([]byte, 64))
 	w.secret(token, "a forged token")
 	r := call{method: "POST", path: "/decide", token: token, body: read(""), header: traced(trace)}.request(t)
 	r.URL.Host = strings.TrimPrefix(server.URL, "http://")

@@ -23,8 +23,8 @@ func TestSubjectToken(t *testing.T) {
 	b := es256("ec", k.ecB)
 	const (
 		notIssued = "was not issued to the agent that brings it"
-		noActor   = "has an act that names no actor of its issuer"
-		noMayAct  = "has a may_act that names no actor of its issuer"
+		noActor   = "has an act that names no actor"
+		noMayAct  = "has a may_act that names no actor"
 		itself    = "names no user: its sub is its client"
 		itsActor  = "names no user: its sub is its actor"
 	)
@@ -55,9 +55,12 @@ func TestSubjectToken(t *testing.T) {
 		{"its sub is its actor", nil, []edit{web, claim("sub", "crm-agent"), act("crm-agent")}, itsActor},
 		{"its sub is who may act", nil, []edit{web, claim("sub", "crm-agent"), mayAct(map[string]any{"sub": "crm-agent"})}, itsActor},
 		{"ID token about its client", nil, []edit{asIDToken("crm-agent"), claim("sub", "crm-agent")}, itself},
-		{"act of another issuer", nil, []edit{claim("act", map[string]any{"sub": "crm-agent", "iss": issB})}, noActor},
+		{"act of another issuer", nil, []edit{claim("act", map[string]any{"sub": "crm-agent", "iss": issB})}, notIssued},
 		{"act null", nil, []edit{claim("act", nil)}, noActor},
-		{"may_act of another issuer", nil, []edit{mayAct(map[string]any{"sub": "crm-agent", "iss": issB})}, noMayAct},
+		{"may_act of another issuer", nil, []edit{web, mayAct(map[string]any{"sub": "crm-agent", "iss": issB})}, notIssued},
+		{"a chain of five actors", nil, []edit{claim("act", chain(5))}, noActor},
+		{"a chain of four actors", nil, []edit{claim("act", chain(4))}, ""},
+		{"a malformed actor inside", nil, []edit{claim("act", map[string]any{"sub": "crm-agent", "act": "bot"})}, noActor},
 		{"may_act a string", nil, []edit{mayAct("crm-agent")}, noMayAct},
 		{"may_act a list", nil, []edit{mayAct([]string{"crm-agent"})}, noMayAct},
 		{"ID token of an unlisted client", []edit{own("stranger")}, []edit{asIDToken("stranger")}, "is an ID token of a client that Writ does not know"},
@@ -84,7 +87,7 @@ func TestSubjectToken(t *testing.T) {
 				tt.bearer = []edit{own("crm-agent")}
 			}
 			bearer, subject := forge(tt.bearer...), forge(tt.subject...)
-			c, err := v.Caller(t.Context(), bearer, subject)
+			c, err := callerOf(v, t.Context(), bearer, subject)
 			if tt.want != "" {
 				checkRefusal(t, err, "the subject_token "+tt.want, bearer, subject)
 				if c.User != nil || c.Agent.ID != "" {
@@ -112,7 +115,7 @@ func TestTwoUsers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			bearer := forge()
-			_, err := v.Caller(t.Context(), bearer, subject)
+			_, err := callerOf(v, t.Context(), bearer, subject)
 			checkRefusal(t, err, "the subject_token is one too many: the bearer token names the user already", bearer)
 		})
 	}
@@ -127,7 +130,7 @@ func TestBadBearerGoodSubject(t *testing.T) {
 		"ID":      {forge(asIDToken("crm-agent")), notAccess},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := v.Caller(t.Context(), tt.bearer, forge())
+			_, err := callerOf(v, t.Context(), tt.bearer, forge())
 			checkRefusal(t, err, "the bearer token "+tt.want, tt.bearer)
 		})
 	}
@@ -164,7 +167,7 @@ func TestOperator(t *testing.T) {
 		{"garbage", []edit{whole(func(string) string { return "a.b.c" })}, fault.InvalidToken},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p, err := v.Operator(t.Context(), forge(tt.edits...))
+			p, err := operatorOf(v, t.Context(), forge(tt.edits...))
 			if tt.want != "" {
 				if !fault.Is(err, tt.want) || p.ID != "" {
 					t.Errorf("Operator = %v, %v; want %s", p, err, tt.want)
@@ -220,7 +223,7 @@ func TestIDToken(t *testing.T) {
 		if _, err := v.IDToken(t.Context(), issES, "crm-agent", forge(asIDToken("crm-agent"), of(issES, es256("ec", k.ec)))); err == nil {
 			t.Error("ES256, which only access tokens may have, passed")
 		}
-		if _, err := v.Caller(t.Context(), forge(of(issES, es256("ec", k.ec))), ""); err != nil {
+		if _, err := callerOf(v, t.Context(), forge(of(issES, es256("ec", k.ec))), ""); err != nil {
 			t.Errorf("access token by ES256: %v", err)
 		}
 	})
@@ -233,4 +236,20 @@ func TestRef(t *testing.T) {
 	if !(Ref{}).IsZero() || (Ref{ID: "a"}).IsZero() {
 		t.Error("IsZero is wrong")
 	}
+}
+
+// chain is an act of so many actors, of whom the outermost is crm-agent.
+func chain(n int) map[string]any {
+	var act map[string]any
+	for i := range n {
+		next := map[string]any{"sub": "bot"}
+		if i == n-1 {
+			next["sub"] = "crm-agent"
+		}
+		if act != nil {
+			next["act"] = act
+		}
+		act = next
+	}
+	return act
 }

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -304,4 +305,12 @@ func world(t *testing.T) (*Verifier, *bytes.Buffer) {
 		t.Fatal(err)
 	}
 	return v, &log
+}
+
+func callerOf(v *Verifier, ctx context.Context, bearer, subject string) (Caller, error) {
+	return v.Caller(ctx, Presented{Token: bearer, Subject: subject})
+}
+
+func operatorOf(v *Verifier, ctx context.Context, bearer string) (Principal, error) {
+	return v.Operator(ctx, Presented{Token: bearer})
 }

@@ -2,20 +2,18 @@ package identity
 
 import (
 	"context"
-	"crypto/rsa"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
-
+	"github.com/writsec/writ/internal/jws"
 	"github.com/writsec/writ/internal/telemetry"
 )
 
@@ -24,8 +22,8 @@ const (
 	fetchInterval = 30 * time.Second // least time between two fetches caused by tokens
 	refreshAfter  = 5 * time.Minute  // so that a removed key stops working
 	retryAfter    = time.Second      // after the first failure; doubled up to fetchInterval
+	maxStale      = 24 * time.Hour   // how long keys are believed that can't be fetched again
 	maxDocument   = 1 << 20          // bytes of a discovery document or JWKS
-	minRSA        = 2048             // bits (RFC 7518 §3.3)
 )
 
 var errUnknownKey = errors.New("has a signature that no key of its issuer verifies")
@@ -43,19 +41,31 @@ var ErrKeysUnavailable = errors.New("cannot be verified now: the keys of its iss
 // it; here a stranger's tokens cause at most one fetch in 30 s, and keys in hand
 // keep working while the issuer is away.
 type keySet struct {
-	algorithms []jose.SignatureAlgorithm
-	fetch      func(context.Context) ([]byte, error)
-	keys       atomic.Pointer[[]verificationKey]
+	fetch  func(context.Context) ([]byte, error)
+	loaded atomic.Pointer[keysInHand]
 
 	mu      sync.Mutex
 	asked   time.Time // when a token last caused a fetch
-	current *fetching
+	underway *fetching
 	fetches sync.WaitGroup // for Run to wait for
 }
 
-type verificationKey struct {
-	jose.JSONWebKey
-	ops []string // key_ops (RFC 7517 §4.3), which go-jose drops
+// keysInHand are the keys of one content. While a fetch brings the same, they stay
+// the same, so that what was verified by them can be remembered.
+type keysInHand struct {
+	jws.Keys
+	sum  [sha256.Size]byte
+	seen atomic.Int64 // when a fetch last brought them, nanoseconds since 1970
+}
+
+// current are the keys to verify with, nil where there are none. Keys that could
+// not be fetched again for maxStale are none: the issuer may have withdrawn them.
+func (k *keySet) current() *keysInHand {
+	keys := k.loaded.Load()
+	if keys == nil || time.Since(time.Unix(0, keys.seen.Load())) > maxStale {
+		return nil
+	}
+	return keys
 }
 
 // fetching is a fetch under way, for which any number of callers wait.
@@ -73,22 +83,21 @@ func (f *fetching) wait(ctx context.Context) error {
 	}
 }
 
-// VerifySignature implements oidc.KeySet.
-func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
-	jws, err := jose.ParseSignedCompact(token, k.algorithms)
-	if err != nil {
-		return nil, errors.New("is malformed")
-	}
-	payload, known := k.verify(jws)
-	if payload != nil {
-		return payload, nil
-	}
-	if known {
-		return nil, errUnknownKey
+// verify verifies a token's signature and returns the keys that it was done with.
+func (k *keySet) verify(ctx context.Context, t jws.Token, algorithms []string, uses ...string) (*keysInHand, error) {
+	keys := k.current()
+	if keys != nil {
+		verified, known := keys.Verify(t, algorithms, uses...)
+		if verified {
+			return keys, nil
+		}
+		if known {
+			return nil, errUnknownKey
+		}
 	}
 	f := k.start(ctx, true)
 	if f == nil {
-		if k.keys.Load() == nil {
+		if keys == nil {
 			return nil, ErrKeysUnavailable
 		}
 		return nil, errLimited
@@ -96,40 +105,12 @@ func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 	if err := f.wait(ctx); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeysUnavailable, err)
 	}
-	if payload, _ := k.verify(jws); payload != nil {
-		return payload, nil
+	if keys = k.current(); keys != nil {
+		if verified, _ := keys.Verify(t, algorithms, uses...); verified {
+			return keys, nil
+		}
 	}
 	return nil, errUnknownKey
-}
-
-// verify tries the keys in hand. known says that one of them has the token's kid,
-// so that fetching again would be pointless.
-func (k *keySet) verify(jws *jose.JSONWebSignature) (payload []byte, known bool) {
-	keys := k.keys.Load()
-	if keys == nil {
-		return nil, false
-	}
-	header := jws.Signatures[0].Header
-	for _, key := range *keys {
-		if header.KeyID != "" && key.KeyID != header.KeyID {
-			continue
-		}
-		known = known || header.KeyID != ""
-		if !key.usableFor(header.Algorithm) {
-			continue
-		}
-		if payload, err := jws.Verify(key.JSONWebKey); err == nil {
-			return payload, true
-		}
-	}
-	return nil, known
-}
-
-// usableFor holds the key to what its owner published it for (RFC 7517 §4.2–4.4).
-func (k verificationKey) usableFor(alg string) bool {
-	return (k.Use == "" || k.Use == "sig") &&
-		(k.Algorithm == "" || k.Algorithm == alg) &&
-		(k.ops == nil || slices.Contains(k.ops, "verify"))
 }
 
 // refresh fetches the keys, or waits for the fetch that is under way.
@@ -141,8 +122,8 @@ func (k *keySet) refresh(ctx context.Context) error { return k.start(ctx, false)
 func (k *keySet) start(ctx context.Context, forToken bool) *fetching {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.current != nil {
-		return k.current
+	if k.underway != nil {
+		return k.underway
 	}
 	if forToken {
 		if time.Since(k.asked) < fetchInterval {
@@ -151,13 +132,13 @@ func (k *keySet) start(ctx context.Context, forToken bool) *fetching {
 		k.asked = time.Now()
 	}
 	f := &fetching{done: make(chan struct{})}
-	k.current = f
+	k.underway = f
 	k.fetches.Go(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
 		defer cancel()
 		f.err = k.load(ctx)
 		k.mu.Lock()
-		k.current = nil
+		k.underway = nil
 		k.mu.Unlock()
 		close(f.done)
 	})
@@ -171,48 +152,31 @@ func (k *keySet) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	keys, err := parseKeys(data)
+	keys, err := jws.ParseKeys(data)
 	if err != nil {
 		return err
 	}
-	k.keys.Store(&keys)
+	next := &keysInHand{Keys: keys, sum: sha256.Sum256(data)}
+	if old := k.loaded.Load(); old != nil && old.sum == next.sum {
+		next = old
+	}
+	next.seen.Store(time.Now().UnixNano())
+	k.loaded.Store(next)
 	if len(keys) == 0 {
 		return errors.New("the key set has no usable public key")
 	}
 	return nil
 }
 
-// parseKeys reads a JWK set (RFC 7517 §5) and leaves out keys that it can't use:
-// symmetric, private, weak, of unknown type.
-func parseKeys(data []byte) ([]verificationKey, error) {
-	var set struct {
-		Keys []json.RawMessage `json:"keys"`
-	}
-	if err := json.Unmarshal(data, &set); err != nil {
-		return nil, fmt.Errorf("read key set: %w", err)
-	}
-	if set.Keys == nil {
-		return nil, errors.New("read key set: it has no keys member")
-	}
-	var keys []verificationKey
-	for _, raw := range set.Keys {
-		var key verificationKey
-		var extra struct {
-			Ops []string `json:"key_ops"`
+// fetchKeys fetches a key set from a fixed place.
+func fetchKeys(address string, client *http.Client) func(context.Context) ([]byte, error) {
+	return func(ctx context.Context) ([]byte, error) {
+		data, err := get(ctx, client, address)
+		if err != nil {
+			return nil, fmt.Errorf("fetch key set: %w", err)
 		}
-		if json.Unmarshal(raw, &key.JSONWebKey) != nil || json.Unmarshal(raw, &extra) != nil {
-			continue
-		}
-		if !key.Valid() || !key.IsPublic() {
-			continue
-		}
-		if r, ok := key.Key.(*rsa.PublicKey); ok && r.N.BitLen() < minRSA {
-			continue
-		}
-		key.ops = extra.Ops
-		keys = append(keys, key)
+		return data, nil
 	}
-	return keys, nil
 }
 
 // remoteKeys finds the key set by OpenID Connect discovery and fetches it. It
@@ -228,11 +192,7 @@ func remoteKeys(issuer string, client *http.Client) func(context.Context) ([]byt
 		if !Trustworthy(issuer, metadata.JWKS) {
 			return nil, errors.New("discover: the metadata names no https jwks_uri")
 		}
-		data, err := get(ctx, client, metadata.JWKS)
-		if err != nil {
-			return nil, fmt.Errorf("fetch key set: %w", err)
-		}
-		return data, nil
+		return fetchKeys(metadata.JWKS, client)(ctx)
 	}
 }
 

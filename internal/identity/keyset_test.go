@@ -26,6 +26,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/jws"
 )
 
 // idp is an issuer in memory, so that bubbles (testing/synctest) rule its time.
@@ -122,14 +123,14 @@ func fresh(edits ...edit) string {
 
 func good(t *testing.T, v *Verifier, token string) {
 	t.Helper()
-	if _, err := v.Caller(t.Context(), token, ""); err != nil {
+	if _, err := callerOf(v, t.Context(), token, ""); err != nil {
 		t.Errorf("a good token is refused: %v", err)
 	}
 }
 
 func bad(t *testing.T, v *Verifier, token, want string) {
 	t.Helper()
-	_, err := v.Caller(t.Context(), token, "")
+	_, err := callerOf(v, t.Context(), token, "")
 	checkRefusal(t, err, "the bearer token "+want, token)
 }
 
@@ -218,7 +219,7 @@ func TestNegative08Hang(t *testing.T) {
 		start := time.Now()
 		waiting := make(chan error)
 		go func() {
-			_, err := v.Caller(t.Context(), fresh(by(newcomer)), "")
+			_, err := callerOf(v, t.Context(), fresh(by(newcomer)), "")
 			waiting <- err
 		}()
 		synctest.Wait() // the fetch hangs
@@ -280,7 +281,7 @@ func TestCancelledCaller(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			start := time.Now()
-			_, err := v.Caller(ctx, token, "")
+			_, err := callerOf(v, ctx, token, "")
 			checkRefusal(t, err, "the bearer token "+unavailable)
 			if took := time.Since(start); took != time.Second {
 				t.Errorf("the cancelled caller got his answer after %v", took)
@@ -299,7 +300,7 @@ func TestCancelledCaller(t *testing.T) {
 		v = inBubble(t, p2)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, err := v.Caller(ctx, token, ""); err == nil {
+		if _, err := callerOf(v, ctx, token, ""); err == nil {
 			t.Log("the fetch was quicker than the cancellation")
 		}
 		synctest.Wait()
@@ -345,7 +346,7 @@ func TestAllKeysWithdrawn(t *testing.T) {
 		good(t, v, fresh())
 		p.set(func(p *idp) { p.keys = jwks() })
 		time.Sleep(refreshAfter + time.Second)
-		if _, err := v.Caller(t.Context(), fresh(), ""); !fault.Is(err, fault.InvalidToken) {
+		if _, err := callerOf(v, t.Context(), fresh(), ""); !fault.Is(err, fault.InvalidToken) {
 			t.Errorf("error = %v, want invalid_token", err)
 		}
 		p.set(func(p *idp) { p.keys = jwks(jwk(k.ec, "ec", nil)) })
@@ -505,8 +506,8 @@ func TestBadKeySets(t *testing.T) {
 
 			// The same answer does not cost keys that are in hand.
 			set := v.issuers[srv.URL].keys
-			held := must(parseKeys(jwks(jwk(k.ec, "ec", nil))))
-			set.keys.Store(&held)
+			held := must(jws.ParseKeys(jwks(jwk(k.ec, "ec", nil))))
+			set.loaded.Store(inHand(held))
 			if err := set.refresh(t.Context()); err == nil {
 				t.Error("refresh = nil, want an error")
 			} else if len(err.Error()) > 300 {
@@ -670,7 +671,7 @@ func TestConcurrentVerification(t *testing.T) {
 			for range 20 {
 				if i%2 == 0 {
 					good(t, v, fresh(of(srv.URL, es256("ec", keys().ec))))
-				} else if _, err := v.Caller(t.Context(), fresh(of(srv.URL, es256(rand.Text(), keys().ecB))), ""); err == nil {
+				} else if _, err := callerOf(v, t.Context(), fresh(of(srv.URL, es256(rand.Text(), keys().ecB))), ""); err == nil {
 					t.Error("a bad token passed")
 				}
 			}
@@ -690,4 +691,11 @@ func TestManyKeys(t *testing.T) {
 		good(t, v, fresh(by(es256("", keys().ec))))
 		bad(t, v, fresh(by(es256("", keys().ecB))), noKey)
 	})
+}
+
+// inHand are keys that a fetch has just brought.
+func inHand(keys jws.Keys) *keysInHand {
+	k := &keysInHand{Keys: keys}
+	k.seen.Store(time.Now().UnixNano())
+	return k
 }

@@ -33,6 +33,8 @@ type Principal struct {
 type Caller struct {
 	Agent Principal
 	User  *Principal
+
+	presented Presented // to be verified again
 }
 
 // Operators says which subjects of an issuer are operators: those whose token has
@@ -57,7 +59,7 @@ func (o Operators) include(claims map[string]any, client string) bool {
 }
 
 func stringClaim(claims map[string]any, name string) string {
-	s, _ := claims[name].(string)
+	s, _ := claimAt(claims, name).(string)
 	return s
 }
 
@@ -77,25 +79,6 @@ func audiences(claims map[string]any) (list []string, ok bool) {
 		return list, len(list) > 0
 	}
 	return nil, false
-}
-
-// actor reads sub of the outermost act or may_act (RFC 8693 §4.1, §4.4), which is
-// the only one that decides. ok is false when the claim is there but malformed
-// or speaks of another issuer.
-func actor(claims map[string]any, name, issuer string) (sub string, ok bool) {
-	raw, present := claims[name]
-	if !present {
-		return "", true
-	}
-	m, isObject := raw.(map[string]any)
-	if !isObject {
-		return "", false
-	}
-	if iss, named := m["iss"]; named && iss != issuer {
-		return "", false
-	}
-	sub = stringClaim(m, "sub")
-	return sub, Usable(sub)
 }
 
 // Usable says that a name is short and visible enough to stand in a policy, a

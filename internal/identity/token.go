@@ -1,112 +1,109 @@
 package identity
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/writsec/writ/internal/strictjson"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writsec/writ/internal/jws"
 )
-
-// MaxName bounds a sub, client_id or jti, in bytes.
-const MaxName = 512
-
-const maxToken = 16 << 10 // bytes of a token, before anything of it is parsed
-
-// tokenKind tells apart what RFC 8725 §3.11 demands to be told apart.
-type tokenKind int
 
 const (
-	accessToken tokenKind = iota // RFC 9068
-	idToken                      // OpenID Connect Core
+	// MaxName bounds a sub, client_id or jti, in bytes.
+	MaxName = 512
+	// maxLife bounds what exp can promise, from iat on.
+	maxLife = 400 * 24 * time.Hour
+	// maxAssertion bounds the life of what agents sign themselves.
+	maxAssertion = 5 * time.Minute
+	// maxActors bounds a chain of delegations (RFC 8693 §4.1).
+	maxActors = 4
 )
 
-// parsed is a token that is well formed; nothing in it is verified yet. claims
-// are of the very bytes that the signature is checked over.
-type parsed struct {
-	kind   tokenKind
-	alg    string
-	issuer string
-	claims map[string]any
-}
-
-// parse reads a compact JWS and refuses everything that an honest issuer does not
-// send, before any key is touched.
-func parse(raw string) (parsed, error) {
-	if len(raw) > maxToken {
-		return parsed{}, fmt.Errorf("is longer than %d bytes", maxToken)
-	}
-	parts := strings.Split(raw, ".")
-	if len(parts) != 3 {
-		return parsed{}, errors.New("is not a signed JWT in compact form")
-	}
-	header, err := object(parts[0])
-	if err != nil {
-		return parsed{}, fmt.Errorf("has a malformed header: %w", err)
-	}
-	// A key or an extension that the token brings along is never believed (RFC
-	// 8725 §3.10, RFC 7515 §4.1.11).
-	for _, name := range []string{"crit", "jwk", "jku", "x5u", "x5c", "b64", "zip"} {
-		if _, ok := header[name]; ok {
-			return parsed{}, fmt.Errorf("has %s in its header, which Writ refuses", name)
+// kindOf tells what a token of the issuer is, by typ and, where issuers know no
+// typ of their own for access tokens, by whom it is meant for: a client of the
+// issuer, or Writ. Configuration keeps the two apart.
+func (is *issuer) kindOf(t jws.Token, claims map[string]any) (Kind, error) {
+	typ, present := t.Type()
+	switch {
+	case typ == "at+jwt":
+		if is.Kind != AccessToken {
+			return "", fmt.Errorf("is an access token (typ at+jwt), and its issuer is configured for %s", is.Kind)
 		}
+		return AccessToken, nil
+	case typ == "client-authentication+jwt" && is.Kind == ClientAssertion, typ == "jose" && is.Kind == JWTSVID:
+		return is.Kind, nil
+	case present && typ != "jwt":
+		return "", errors.New("is neither an access token (typ at+jwt) nor an ID token (typ JWT)")
+	case is.Kind == AccessToken:
+		return idToken, nil
 	}
-	p := parsed{alg: stringClaim(header, "alg")}
-	typ, present := header["typ"]
-	switch mediaType(typ) {
-	case "at+jwt":
-		p.kind = accessToken
-	case "jwt":
-		p.kind = idToken
-	default:
-		if present {
-			return parsed{}, errors.New("is neither an access token (typ at+jwt) nor an ID token (typ JWT)")
-		}
-		p.kind = idToken
+	aud, _ := audiences(claims)
+	toClient := func(a string) bool { return slices.Contains(is.IDTokenClients, a) || slices.Contains(is.OwnClients, a) }
+	if slices.ContainsFunc(aud, toClient) {
+		return idToken, nil
 	}
-	if p.claims, err = object(parts[1]); err != nil {
-		return parsed{}, fmt.Errorf("has a malformed payload: %w", err)
-	}
-	if _, err := segment(parts[2]); err != nil {
-		return parsed{}, fmt.Errorf("has a malformed signature: %w", err)
-	}
-	if p.issuer = stringClaim(p.claims, "iss"); p.issuer == "" {
-		return parsed{}, errors.New("has no iss")
-	}
-	return p, nil
+	return is.Kind, nil
 }
 
-// mediaType compares by RFC 7515 §4.1.9: in any case, with or without the prefix.
-func mediaType(typ any) string {
-	s, _ := typ.(string)
-	return strings.TrimPrefix(strings.ToLower(s), "application/")
-}
-
-// segment decodes base64url in its one canonical form, so that a token has one
-// spelling. The decoder by itself skips line ends.
-func segment(s string) ([]byte, error) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || strings.ContainsAny(s, "\r\n") {
-		return nil, errors.New("is not base64url")
+// check holds the claims of a token to its kind, and reads out subject and client.
+func (is *issuer) check(kind Kind, claims map[string]any) (subject, client string, err error) {
+	if kind == idToken {
+		client, err = checkIDToken(claims, is.IDTokenClients)
+		return stringClaim(claims, is.subjectClaim()), client, err
 	}
-	return b, nil
-}
-
-func object(s string) (map[string]any, error) {
-	b, err := segment(s)
+	subject, client = stringClaim(claims, is.subjectClaim()), is.client(claims)
+	switch kind {
+	case AccessToken:
+		err = is.checkAccessToken(claims, subject)
+	case PlainJWT:
+		err = is.checkPlain(claims, subject, client)
+	case JWTSVID:
+		err = is.checkSVID(subject)
+	case Kubernetes:
+		err = checkServiceAccount(claims, subject)
+	case ClientAssertion:
+		err = checkAssertion(claims, is.URL)
+	}
 	if err != nil {
-		return nil, err
+		return "", "", err
 	}
-	return strictjson.Object(b)
+	if err := checkAudience(claims, is.Audience); err != nil {
+		return "", "", err
+	}
+	if !is.match.matches(claims) {
+		return "", "", errors.New("does not match what its issuer's profile wants of it")
+	}
+	return subject, client, nil
+}
+
+func (is *issuer) subjectClaim() string {
+	if is.SubjectClaim != "" {
+		return is.SubjectClaim
+	}
+	return "sub"
+}
+
+// client is the OAuth client that a token was issued to: the configured claim, or
+// client_id, or azp where there is none.
+func (is *issuer) client(claims map[string]any) string {
+	switch {
+	case is.ClientClaim != "":
+		return stringClaim(claims, is.ClientClaim)
+	case is.Kind == AccessToken || claims["client_id"] != nil:
+		return stringClaim(claims, "client_id")
+	}
+	return stringClaim(claims, "azp")
 }
 
 // checkTimes holds exp, nbf and iat to now. exp gets no leeway: a token is never
 // good for longer than its issuer said.
-func checkTimes(claims map[string]any, now time.Time, leeway time.Duration) error {
+func (is *issuer) checkTimes(claims map[string]any, now time.Time) error {
 	exp, ok := TimeClaim(claims, "exp")
 	if !ok {
 		return errors.New("has no usable exp")
@@ -119,16 +116,32 @@ func checkTimes(claims map[string]any, now time.Time, leeway time.Duration) erro
 		if !ok {
 			return errors.New("has no usable nbf")
 		}
-		if now.Add(leeway).Before(nbf) {
+		if now.Add(is.Leeway).Before(nbf) {
 			return errors.New("is not valid yet")
 		}
 	}
 	iat, ok := TimeClaim(claims, "iat")
+	if _, present := claims["iat"]; !present && is.Kind == JWTSVID { // which need have none
+		iat, ok = now, true
+	}
 	if !ok {
 		return errors.New("has no usable iat")
 	}
-	if now.Add(leeway).Before(iat) {
+	if now.Add(is.Leeway).Before(iat) {
 		return errors.New("was issued in the future")
+	}
+	if exp.Sub(iat) > maxLife {
+		return errors.New("has an exp beyond reason")
+	}
+	longest := is.MaxAge
+	if is.Kind == ClientAssertion {
+		if exp.Sub(iat) > maxAssertion {
+			return fmt.Errorf("lives longer than the %v that an assertion may", maxAssertion)
+		}
+		longest = maxAssertion
+	}
+	if longest > 0 && now.Sub(iat) >= longest {
+		return fmt.Errorf("is older than the %v that its issuer's profile allows", longest)
 	}
 	return nil
 }
@@ -147,12 +160,73 @@ func TimeClaim(claims map[string]any, name string) (time.Time, bool) {
 }
 
 // checkAccessToken holds a token to RFC 9068 §2.2 and §4.
-func checkAccessToken(claims map[string]any, audience string) error {
+func (is *issuer) checkAccessToken(claims map[string]any, subject string) error {
+	if !Usable(subject) {
+		return fmt.Errorf("has no usable %s", is.subjectClaim())
+	}
 	for _, name := range []string{"sub", "client_id", "jti"} {
 		if !Usable(stringClaim(claims, name)) {
 			return fmt.Errorf("has no usable %s", name)
 		}
 	}
+	if azp, present := claims["azp"]; present && azp != claims["client_id"] {
+		return errors.New("has azp and client_id that differ")
+	}
+	return nil
+}
+
+// checkPlain holds a token to what can be asked of any.
+func (is *issuer) checkPlain(claims map[string]any, subject, client string) error {
+	if _, ok := claims["events"]; ok {
+		return errors.New("is a security event, not an access token")
+	}
+	if !Usable(subject) {
+		return fmt.Errorf("has no usable %s", is.subjectClaim())
+	}
+	if is.User && !Usable(client) { // otherwise nothing tells a user's token from a client's own
+		return errors.New("names no client that it was issued to")
+	}
+	azp, id := claims["azp"], claims["client_id"]
+	if azp != nil && id != nil && azp != id {
+		return errors.New("has azp and client_id that differ")
+	}
+	return nil
+}
+
+// checkSVID holds a token to the JWT-SVID standard §3.
+func (is *issuer) checkSVID(subject string) error {
+	id, err := spiffeid.FromString(subject)
+	if err != nil || id.TrustDomain().Name() != is.TrustDomain || !Usable(subject) {
+		return errors.New("is of no SPIFFE ID of its trust domain")
+	}
+	return nil
+}
+
+var serviceAccount = regexp.MustCompile(`^system:serviceaccount:([a-z0-9.-]{1,253}):([a-z0-9.-]{1,253})$`)
+
+// checkServiceAccount holds sub to what Kubernetes says in its own claim besides.
+func checkServiceAccount(claims map[string]any, subject string) error {
+	m := serviceAccount.FindStringSubmatch(subject)
+	own, _ := claims["kubernetes.io"].(map[string]any)
+	account, _ := own["serviceaccount"].(map[string]any)
+	if m == nil || own["namespace"] != m[1] || account["name"] != m[2] {
+		return errors.New("is not a projected service account token of Kubernetes")
+	}
+	return nil
+}
+
+// checkAssertion holds a token to RFC 7523 §3: agents vouch for themselves only.
+func checkAssertion(claims map[string]any, iss string) error {
+	if claims["sub"] != iss {
+		return errors.New("has a sub that is not its iss, as a client's own assertion has")
+	}
+	if !Usable(stringClaim(claims, "jti")) {
+		return errors.New("has no usable jti")
+	}
+	return nil
+}
+
+func checkAudience(claims map[string]any, audience string) error {
 	aud, ok := audiences(claims)
 	if !ok {
 		return errors.New("has no usable aud")
@@ -160,10 +234,7 @@ func checkAccessToken(claims map[string]any, audience string) error {
 	if !slices.Contains(aud, audience) {
 		return fmt.Errorf("is not meant for %s", audience)
 	}
-	if azp, present := claims["azp"]; present && azp != claims["client_id"] {
-		return errors.New("has azp and client_id that differ")
-	}
-	return checkUnbound(claims)
+	return nil
 }
 
 // checkIDToken holds a token to OpenID Connect Core §3.1.3.7 for one of clients,
@@ -200,14 +271,46 @@ func checkIDToken(claims map[string]any, clients []string) (client string, err e
 	if !slices.Contains(aud, client) || slices.ContainsFunc(aud, unknown) {
 		return "", errors.New("is an ID token of a client that Writ does not know")
 	}
-	return client, checkUnbound(claims)
+	return client, nil
 }
 
-// checkUnbound refuses a token that is good only with a proof of its key (RFC
-// 7800), as long as Writ can't check one.
-func checkUnbound(claims map[string]any) error {
-	if _, ok := claims["cnf"]; ok {
-		return errors.New("is bound to a key (cnf), and this Writ can't check the proof")
+// actor reads the outermost act or may_act (RFC 8693 §4.1, §4.4), which is the only
+// one that decides. It is zero where the claim is not there; ok is false when it is
+// malformed or the chain is too long.
+func actor(claims map[string]any, name, issuer string) (who Ref, ok bool) {
+	raw, present := claims[name]
+	if !present {
+		return Ref{}, true
 	}
-	return nil
+	for depth := 0; present; depth++ {
+		m, isObject := raw.(map[string]any)
+		if !isObject || depth == maxActors {
+			return Ref{}, false
+		}
+		iss, sub := issuer, stringClaim(m, "sub")
+		if v, named := m["iss"]; named {
+			iss, _ = v.(string)
+		}
+		if !Usable(sub) || !Usable(iss) {
+			return Ref{}, false
+		}
+		if depth == 0 {
+			who = Ref{iss, sub}
+		}
+		raw, present = m[name]
+	}
+	return who, true
+}
+
+// trustDomainOf is that of a JWT-SVID without iss, "" of any other token.
+func trustDomainOf(claims map[string]any) string {
+	sub := stringClaim(claims, "sub")
+	if !strings.HasPrefix(sub, "spiffe://") {
+		return ""
+	}
+	id, err := spiffeid.FromString(sub)
+	if err != nil {
+		return ""
+	}
+	return id.TrustDomain().Name()
 }

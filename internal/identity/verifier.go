@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,76 +12,103 @@ import (
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
-	"github.com/go-jose/go-jose/v4"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/writsec/writ/internal/fault"
-	"github.com/writsec/writ/internal/telemetry"
+	"github.com/writsec/writ/internal/jws"
 )
-
-// Issuer configures one identity provider.
-type Issuer struct {
-	// URL is the exact iss of its tokens.
-	URL string
-	// User, Agent and Operator say for whom it may speak.
-	User, Agent, Operator bool
-	// Operators marks its operators.
-	Operators Operators
-	// Audience is what its access tokens must be meant for.
-	Audience string
-	// Algorithms is the JWS allow-list.
-	Algorithms []string
-	// IDTokenAlgorithms is that of its ID tokens, where it differs.
-	IDTokenAlgorithms []string
-	// JWKSFile, when set, replaces discovery.
-	JWKSFile string
-	// IDTokenClients are the clients whose ID tokens are believed as subject_token.
-	IDTokenClients []string
-	// Leeway is for iat and nbf.
-	Leeway time.Duration
-}
 
 // Config makes a Verifier.
 type Config struct {
 	Issuers []Issuer
+	Agents  []Agent
 	HTTP    *http.Client     // to the issuers; NewHTTPClient's bounds are expected
 	Now     func() time.Time // for the time claims
-	Logger  *slog.Logger
+	// Spend uses up what is good once only, until a time, for all replicas: fresh says
+	// that nobody has used it up before.
+	Spend  func(ctx context.Context, use string, expires time.Time) (fresh bool, err error)
+	Logger *slog.Logger
+}
+
+// Agent is an agent with identities besides its own: a service account that is known
+// to policy, and to the issuer of its users' tokens, as a client.
+type Agent struct {
+	Ref
+	Identities []Ref
 }
 
 // Verifier verifies tokens of the configured issuers.
 type Verifier struct {
 	issuers map[string]*issuer
+	domains map[string]*issuer // by SPIFFE trust domain
+	agents  map[Ref]Ref        // from another identity to the agent
+	cache   *lru.Cache[[sha256.Size]byte, remembered]
 	now     func() time.Time
+	spend   func(context.Context, string, time.Time) (bool, error)
 	log     *slog.Logger
 }
 
 type issuer struct {
 	Issuer
-	keys *keySet
+	keys      *keySet
+	match     matcher
+	userMatch matcher
 }
 
-// New fails on an unreadable JWKS file. An issuer that can't be reached is no
-// failure: its tokens are refused until its keys are there.
+// New fails on an unreadable JWKS file and on a pattern that is none. An issuer
+// that can't be reached is no failure: its tokens are refused until its keys are
+// there.
 func New(cfg Config) (*Verifier, error) {
-	v := &Verifier{issuers: map[string]*issuer{}, now: cfg.Now, log: cfg.Logger}
-	for _, is := range cfg.Issuers {
-		keys := &keySet{fetch: remoteKeys(is.URL, cfg.HTTP)}
-		if is.JWKSFile != "" {
-			keys.fetch = func(context.Context) ([]byte, error) { return os.ReadFile(is.JWKSFile) }
-			if err := keys.refresh(context.Background()); err != nil {
-				return nil, fmt.Errorf("issuer %s: %w", is.URL, err)
-			}
+	v := &Verifier{
+		issuers: map[string]*issuer{}, domains: map[string]*issuer{}, agents: map[Ref]Ref{},
+		now: cfg.Now, spend: cfg.Spend, log: cfg.Logger,
+	}
+	var err error
+	if v.cache, err = lru.New[[sha256.Size]byte, remembered](cacheSize); err != nil {
+		return nil, err
+	}
+	for _, profile := range cfg.Issuers {
+		is, err := newIssuer(profile, cfg.HTTP)
+		if err != nil {
+			return nil, fmt.Errorf("issuer %s: %w", profile.URL, err)
 		}
-		if len(is.IDTokenAlgorithms) == 0 {
-			is.IDTokenAlgorithms = is.Algorithms
+		v.issuers[is.URL] = is
+		if is.Kind == JWTSVID {
+			v.domains[is.TrustDomain] = is
 		}
-		for _, a := range slices.Concat(is.Algorithms, is.IDTokenAlgorithms) {
-			keys.algorithms = append(keys.algorithms, jose.SignatureAlgorithm(a))
+	}
+	for _, a := range cfg.Agents {
+		for _, other := range a.Identities {
+			v.agents[other] = a.Ref
 		}
-		v.issuers[is.URL] = &issuer{is, keys}
 	}
 	return v, nil
+}
+
+func newIssuer(profile Issuer, client *http.Client) (is *issuer, err error) {
+	is = &issuer{Issuer: profile, keys: &keySet{}}
+	if is.Kind == "" {
+		is.Kind = AccessToken
+	}
+	if len(is.IDTokenAlgorithms) == 0 {
+		is.IDTokenAlgorithms = is.Algorithms
+	}
+	if is.match, err = newMatcher(is.Match); err != nil {
+		return nil, err
+	}
+	if is.userMatch, err = newMatcher(is.UserMatch); err != nil {
+		return nil, err
+	}
+	switch {
+	case is.JWKSFile != "":
+		is.keys.fetch = func(context.Context) ([]byte, error) { return os.ReadFile(is.JWKSFile) }
+		return is, is.keys.refresh(context.Background())
+	case is.JWKSURL != "":
+		is.keys.fetch = fetchKeys(is.JWKSURL, client)
+	default:
+		is.keys.fetch = remoteKeys(is.URL, client)
+	}
+	return is, nil
 }
 
 // Run keeps the issuers' keys fresh until ctx ends.
@@ -111,217 +139,150 @@ func (v *Verifier) Run(ctx context.Context) error {
 // verified is a token whose signature, issuer, times and kind hold.
 type verified struct {
 	*issuer
-	kind   tokenKind
-	claims map[string]any
-	client string // the OAuth client it was issued to
+	kind    Kind
+	claims  map[string]any // shared with others: never written to
+	subject string
+	client  string // the OAuth client it was issued to
 }
 
+// The cache of verified tokens. It remembers successes only, and not for long.
+const (
+	cacheSize = 4096
+	cacheFor  = time.Minute
+)
+
+// remembered is a token that was verified with these keys.
+type remembered struct {
+	verified
+	keys  *keysInHand
+	until time.Time
+}
+
+// verify verifies a token that an agent, operator or service brings.
 func (v *Verifier) verify(ctx context.Context, raw string) (verified, error) {
-	t, err := v.authenticate(ctx, raw)
+	sum := sha256.Sum256([]byte(raw))
+	if hit, ok := v.cache.Get(sum); ok {
+		now := v.now()
+		if now.Before(hit.until) && hit.keys == hit.issuer.keys.current() {
+			return hit.verified, hit.checkTimes(hit.claims, now)
+		}
+		v.cache.Remove(sum)
+	}
+	t, err := v.parse(raw)
 	if err != nil {
 		return verified{}, err
 	}
-	if t.kind == accessToken {
-		t.client = stringClaim(t.claims, "client_id")
-		return t, checkAccessToken(t.claims, t.Audience)
+	if t.subject, t.client, err = t.check(t.kind, t.claims); err != nil {
+		return verified{}, err
 	}
-	t.client, err = checkIDToken(t.claims, t.IDTokenClients)
-	return t, err
+	if _, bound := t.claims["cnf"]; bound {
+		return verified{}, errors.New("is bound to a key (cnf), and this Writ can't check the proof")
+	}
+	keys, err := v.verifySignature(ctx, t)
+	if err != nil {
+		return verified{}, err
+	}
+	v.cache.Add(sum, remembered{t.verified, keys, v.now().Add(cacheFor)})
+	return t.verified, nil
 }
 
-// authenticate verifies issuer, signature and times. For whom the token is and
-// what it says is left to the checks of its kind.
-func (v *Verifier) authenticate(ctx context.Context, raw string) (verified, error) {
-	p, err := parse(raw)
-	if err != nil {
-		return verified{}, err
+// unverified is a token whose signature has not been looked at.
+type unverified struct {
+	verified
+	token jws.Token
+}
+
+// parse does all that costs little: form, issuer, kind, algorithm, times.
+func (v *Verifier) parse(raw string) (t unverified, err error) {
+	if t.token, err = jws.Parse(raw); err != nil {
+		return t, err
 	}
-	is, ok := v.issuers[p.issuer]
-	if !ok {
-		return verified{}, errors.New("is of an issuer that Writ does not know")
+	if t.claims, err = t.token.Claims(); err != nil {
+		return t, err
 	}
-	if err := v.verifySignature(ctx, is, p, raw); err != nil {
-		return verified{}, err
+	if t.issuer, err = v.issuerOf(t.claims); err != nil {
+		return t, err
 	}
-	if err := checkTimes(p.claims, v.now(), is.Leeway); err != nil {
-		return verified{}, err
+	if t.kind, err = t.kindOf(t.token, t.claims); err != nil {
+		return t, err
 	}
-	return verified{issuer: is, kind: p.kind, claims: p.claims}, nil
+	if !slices.Contains(t.algorithms(t.kind), t.token.Algorithm) {
+		return t, errors.New("is signed by an algorithm that its issuer may not use")
+	}
+	return t, t.checkTimes(t.claims, v.now())
+}
+
+// issuerOf finds the profile by iss, exactly. JWT-SVIDs need have no iss: these have
+// the trust domain of their sub.
+func (v *Verifier) issuerOf(claims map[string]any) (*issuer, error) {
+	iss, present := claims["iss"]
+	name, _ := iss.(string)
+	is, ok := v.issuers[name]
+	if !present {
+		is, ok = v.domains[trustDomainOf(claims)]
+	}
+	switch {
+	case ok:
+		return is, nil
+	case name == "":
+		return nil, errors.New("has no iss")
+	}
+	return nil, errors.New("is of an issuer that Writ does not know")
+}
+
+func (is *issuer) algorithms(kind Kind) []string {
+	if kind == idToken {
+		return is.IDTokenAlgorithms
+	}
+	return is.Algorithms
 }
 
 // verifySignature checks signature, algorithm and issuer. What go-oidc leaves to
 // its caller, or checks with a leeway of its own, the functions in token.go check.
-func (v *Verifier) verifySignature(ctx context.Context, is *issuer, p parsed, raw string) error {
-	algorithms := is.Algorithms
-	if p.kind == idToken {
-		algorithms = is.IDTokenAlgorithms
-	}
-	if !slices.Contains(algorithms, p.alg) {
-		return errors.New("is signed by an algorithm that its issuer may not use")
-	}
-	keys := &remembering{keySet: is.keys}
-	_, err := oidc.NewVerifier(is.URL, keys, &oidc.Config{
-		SupportedSigningAlgs: algorithms,
+func (v *Verifier) verifySignature(ctx context.Context, t unverified) (*keysInHand, error) {
+	keys := &tokenKeys{unverified: t}
+	_, err := oidc.NewVerifier(t.URL, keys, &oidc.Config{
+		SupportedSigningAlgs: t.algorithms(t.kind),
 		SkipClientIDCheck:    true, // audiences are checked by token kind
 		SkipExpiryCheck:      true, // checkTimes is stricter
-	}).Verify(ctx, raw)
+		SkipIssuerCheck:      t.kind == JWTSVID,
+	}).Verify(ctx, t.token.Raw)
 	switch {
 	case keys.err != nil:
-		v.log.DebugContext(ctx, "token not verified", "issuer", is.URL, "error", keys.err)
-		return keys.err
+		v.log.DebugContext(ctx, "token not verified", "issuer", t.URL, "error", keys.err)
+		return nil, keys.err
 	case err != nil:
-		return errors.New("is signed, but its claims are malformed")
+		return nil, errors.New("is signed, but its claims are malformed")
+	}
+	return keys.used, nil
+}
+
+// tokenKeys is the oidc.KeySet for one token, which it need not parse again. It
+// keeps its error, whose chain go-oidc cuts.
+type tokenKeys struct {
+	unverified
+	used *keysInHand
+	err  error
+}
+
+func (k *tokenKeys) VerifySignature(ctx context.Context, _ string) ([]byte, error) {
+	var uses []string
+	if k.kind == JWTSVID {
+		uses = []string{"jwt-svid"}
+	}
+	k.used, k.err = k.keys.verify(ctx, k.token, k.algorithms(k.kind), uses...)
+	return k.token.Payload, k.err
+}
+
+// spendAssertion lets a client's own assertion be used once (RFC 7523 §3).
+func (v *Verifier) spendAssertion(ctx context.Context, t verified) error {
+	exp, _ := TimeClaim(t.claims, "exp")
+	fresh, err := v.spend(ctx, "private_key_jwt:"+Ref{t.URL, stringClaim(t.claims, "jti")}.String(), exp)
+	if err != nil {
+		return err
+	}
+	if !fresh {
+		return errors.New("was used before; sign a new one, with a new jti, for each request")
 	}
 	return nil
-}
-
-// remembering keeps the error of a key set, whose chain go-oidc cuts.
-type remembering struct {
-	*keySet
-	err error
-}
-
-func (r *remembering) VerifySignature(ctx context.Context, token string) (payload []byte, err error) {
-	payload, r.err = r.keySet.VerifySignature(ctx, token)
-	return payload, r.err
-}
-
-// IDToken verifies an ID token that an issuer gave to Writ itself, as its client,
-// in answer to a request of Writ's own. ErrKeysUnavailable is not final.
-func (v *Verifier) IDToken(ctx context.Context, issuerURL, client, raw string) (map[string]any, error) {
-	t, err := v.authenticate(ctx, raw)
-	if errors.Is(err, errLimited) {
-		return nil, ErrKeysUnavailable // an answer to Writ must not fail for what strangers sent
-	}
-	if err != nil {
-		return nil, err
-	}
-	if t.URL != issuerURL || t.kind != idToken {
-		return nil, errors.New("is not an ID token of the issuer that was asked")
-	}
-	if _, err := checkIDToken(t.claims, []string{client}); err != nil {
-		return nil, err
-	}
-	return t.claims, nil
-}
-
-// Caller verifies the tokens of an agent's request and that they belong together.
-// subject may be empty. Every refusal is a fault.InvalidToken.
-func (v *Verifier) Caller(ctx context.Context, bearer, subject string) (_ Caller, err error) {
-	ctx, span := telemetry.Start(ctx, "identity verify")
-	defer func() { telemetry.End(span, err) }()
-	b, err := v.verify(ctx, bearer)
-	if err != nil {
-		return Caller{}, refused("the bearer token", err)
-	}
-	if b.kind != accessToken {
-		return Caller{}, refused("the bearer token", errors.New("is not an access token (RFC 9068, typ at+jwt)"))
-	}
-	agent, user, err := b.split()
-	if err != nil {
-		return Caller{}, refused("the bearer token", err)
-	}
-	c := Caller{Agent: agent, User: user}
-	if subject == "" {
-		return c, nil
-	}
-	if user != nil {
-		return Caller{}, refused("the subject_token", errors.New("is one too many: the bearer token names the user already"))
-	}
-	if c.User, err = v.subject(ctx, subject, agent.Ref); err != nil {
-		return Caller{}, refused("the subject_token", err)
-	}
-	return c, nil
-}
-
-// split reads agent and user out of one access token: sub is the user, act.sub or
-// else the client is the agent. A token without act whose sub is its client
-// speaks for the agent alone.
-func (t verified) split() (agent Principal, user *Principal, err error) {
-	act, ok := actor(t.claims, "act", t.URL)
-	if !ok {
-		return Principal{}, nil, errors.New("has an act that names no actor of its issuer")
-	}
-	if !t.Agent {
-		return Principal{}, nil, errors.New("is of an issuer that may not speak for agents")
-	}
-	sub := stringClaim(t.claims, "sub")
-	agent = Principal{Ref: Ref{t.URL, t.client}, Claims: map[string]any{}}
-	if act != "" {
-		agent.ID = act
-	}
-	if sub == t.client || sub == act {
-		if act != "" {
-			return Principal{}, nil, errors.New("has an actor but no user: its sub is its client or its actor")
-		}
-		agent.Claims = t.claims
-		return agent, nil, nil
-	}
-	if !t.User {
-		return Principal{}, nil, errors.New("is of an issuer that may not speak for users")
-	}
-	return agent, &Principal{Ref: Ref{t.URL, sub}, Claims: t.claims}, nil
-}
-
-// subject verifies a user's token that an agent brings, and that it was issued to
-// this agent or lets it act.
-func (v *Verifier) subject(ctx context.Context, raw string, agent Ref) (*Principal, error) {
-	t, err := v.verify(ctx, raw)
-	if err != nil {
-		return nil, err
-	}
-	sub := stringClaim(t.claims, "sub")
-	if !t.User {
-		return nil, errors.New("is of an issuer that may not speak for users")
-	}
-	if sub == t.client {
-		return nil, errors.New("names no user: its sub is its client")
-	}
-	act, ok := actor(t.claims, "act", t.URL)
-	if !ok {
-		return nil, errors.New("has an act that names no actor of its issuer")
-	}
-	mayAct, ok := actor(t.claims, "may_act", t.URL)
-	if !ok {
-		return nil, errors.New("has a may_act that names no actor of its issuer")
-	}
-	holder := t.client
-	if act != "" {
-		holder = act
-	}
-	if agent.Issuer != t.URL || (agent.ID != holder && agent.ID != mayAct) {
-		return nil, errors.New("was not issued to the agent that brings it")
-	}
-	if sub == holder || sub == mayAct {
-		return nil, errors.New("names no user: its sub is its actor")
-	}
-	return &Principal{Ref: Ref{t.URL, sub}, Claims: t.claims}, nil
-}
-
-// Operator verifies an operator's access token. A token without the configured
-// claim is fault.Forbidden.
-func (v *Verifier) Operator(ctx context.Context, bearer string) (_ Principal, err error) {
-	ctx, span := telemetry.Start(ctx, "identity verify")
-	defer func() { telemetry.End(span, err) }()
-	t, err := v.verify(ctx, bearer)
-	if err != nil {
-		return Principal{}, refused("the bearer token", err)
-	}
-	if t.kind != accessToken {
-		return Principal{}, refused("the bearer token", errors.New("is not an access token (RFC 9068, typ at+jwt)"))
-	}
-	// An agent that holds an operator's token is still an agent.
-	if _, delegated := t.claims["act"]; delegated || !t.Operator || !t.Operators.include(t.claims, t.client) {
-		return Principal{}, fault.New(fault.Forbidden, "this needs an operator")
-	}
-	return Principal{Ref: Ref{t.URL, stringClaim(t.claims, "sub")}, Claims: t.claims}, nil
-}
-
-// refused makes the answer to a bad token. It says which token and why, never
-// what is in it.
-func refused(which string, err error) error {
-	if errors.Is(err, ErrKeysUnavailable) {
-		err = ErrKeysUnavailable // its cause names addresses; the log has it
-	}
-	return fault.New(fault.InvalidToken, "%s %v", which, err)
 }

@@ -293,8 +293,10 @@ func newIdentity(issuers []config.Issuer, now func() time.Time, log *slog.Logger
 	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: now, Logger: log}
 	for _, is := range issuers {
 		out := identity.Issuer{
-			URL: is.Issuer, Audience: is.Audience, Algorithms: is.Algorithms, JWKSFile: is.JWKSFile,
-			IDTokenClients: is.IDTokenClients, Leeway: is.ClockLeeway,
+			URL: is.Issuer, Kind: identity.Kind(is.Token), TrustDomain: is.TrustDomain, Audience: is.Audience,
+			Algorithms: is.Algorithms, JWKSFile: is.JWKSFile, JWKSURL: is.JWKSURL, IDTokenClients: is.IDTokenClients,
+			Leeway: is.ClockLeeway, MaxAge: is.MaxAge, SubjectClaim: is.Claims.Subject, ClientClaim: is.Claims.Client,
+			Match: is.Match, UserMatch: is.UserMatch, SenderConstraint: is.SenderConstraint,
 		}
 		for _, p := range is.SpeaksFor {
 			switch p {
@@ -304,10 +306,13 @@ func newIdentity(issuers []config.Issuer, now func() time.Time, log *slog.Logger
 				out.Agent = true
 			case config.Operator:
 				out.Operator = true
+			case config.ServicePrincipal:
+				out.Service = true
 			}
 		}
 		if is.CIBA != nil {
 			out.IDTokenAlgorithms = is.CIBA.Algorithms
+			out.OwnClients = append(out.OwnClients, is.CIBA.ClientID)
 		}
 		if is.Operator != nil {
 			out.Operators = identity.Operators(*is.Operator)
