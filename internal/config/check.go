@@ -123,6 +123,7 @@ func (c *Config) check(fail failFunc) {
 			fail(key+"issuer", "is Writ itself; a minted token must never be good for Writ")
 		}
 	}
+	c.checkAgents(fail)
 	for _, name := range slices.Sorted(maps.Keys(c.Minters)) {
 		c.checkMinter(fail, name, c.Minters[name])
 	}
@@ -335,6 +336,37 @@ func (is Issuer) checkToken(fail failFunc, key string) {
 	}
 }
 
+// checkAgents keeps an identity from being two agents, and an agent from being another.
+func (c *Config) checkAgents(fail failFunc) {
+	taken := map[Subject]string{}
+	claim := func(key string, s Subject) {
+		if first, dup := taken[s]; dup {
+			fail(key, "names what %s names already", first)
+		}
+		taken[s] = key
+	}
+	for i, a := range c.Agents {
+		key := fmt.Sprintf("agents[%d]", i)
+		c.checkSpeaker(fail, key+".issuer", a.Issuer, Agent)
+		fail.required(key+".id", a.ID)
+		claim(key, Subject{a.Issuer, a.ID})
+		for j, s := range a.Identities {
+			other := fmt.Sprintf("%s.identities[%d]", key, j)
+			c.checkSpeaker(fail, other+".issuer", s.Issuer, Agent)
+			fail.required(other+".id", s.ID)
+			claim(other, s)
+		}
+	}
+}
+
+// checkSpeaker wants an issuer that is configured and speaks for p.
+func (c *Config) checkSpeaker(fail failFunc, key, issuer string, p Principal) {
+	speaks := func(is Issuer) bool { return is.Issuer == issuer && slices.Contains(is.SpeaksFor, p) }
+	if !slices.ContainsFunc(c.Issuers, speaks) {
+		fail(key, "is %q, expected one of issuers that speaks for %s", issuer, p)
+	}
+}
+
 func (c *Config) checkServiceProof(fail failFunc, key string, s Service) {
 	switch {
 	case s.Subject == nil:
@@ -343,12 +375,7 @@ func (c *Config) checkServiceProof(fail failFunc, key string, s Service) {
 		fail(key+"subject", "stands beside secret_file, expected one of them")
 	default:
 		fail.required(key+"subject.id", s.Subject.ID)
-		speaks := func(is Issuer) bool {
-			return is.Issuer == s.Subject.Issuer && slices.Contains(is.SpeaksFor, ServicePrincipal)
-		}
-		if !slices.ContainsFunc(c.Issuers, speaks) {
-			fail(key+"subject.issuer", "is %q, expected an issuer that speaks for service", s.Subject.Issuer)
-		}
+		c.checkSpeaker(fail, key+"subject.issuer", s.Subject.Issuer, ServicePrincipal)
 	}
 }
 

@@ -41,6 +41,7 @@ type Config struct {
 	Policy    Policy            `yaml:"policy"`
 	Sessions  Sessions          `yaml:"sessions"`
 	Issuers   []Issuer          `yaml:"issuers"`
+	Agents    []AgentEntry      `yaml:"agents"`
 	Minters   map[string]Minter `yaml:"minters"`
 	Services  []Service         `yaml:"services"`
 	Approvals Approvals         `yaml:"approvals"`
@@ -149,6 +150,15 @@ func (p *Principal) UnmarshalText(b []byte) error {
 		return nil
 	}
 	return fmt.Errorf("is %q, expected user, agent, operator or service", b)
+}
+
+// AgentEntry is what Writ has to know of an agent besides its tokens.
+type AgentEntry struct {
+	// Issuer and ID are what policies know it as.
+	Issuer string `yaml:"issuer"`
+	ID     string `yaml:"id"`
+	// Identities are others of the same agent, such as its service account.
+	Identities []Subject `yaml:"identities"`
 }
 
 // Claims names claims; one that begins with a slash is a JSON pointer.

@@ -170,7 +170,7 @@ func TestErrors(t *testing.T) {
 	const algs = "RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA"
 	for _, tt := range []struct{ name, old, new, want string }{
 		// YAML
-		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: approvals, audit, behind_proxy, durability, external_url, issuers, listen, log, minters, ops_listen, policy, retention, root_key_file, services, sessions, store, store_connections, store_password_file, tls"},
+		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, listen, log, minters, ops_listen, policy, retention, root_key_file, services, sessions, store, store_connections, store_password_file, tls"},
 		{"key in another case", "    audience: https://crm.example\nservices", "    audience: https://crm.example\n    Scopes: []\nservices", "writ.yaml:18: minters.crm.Scopes: unknown key, expected one of: audience, enforces_details, introspects, kind, max_ttl, scopes"},
 		{"key twice", "store: sqlite:writ.db\n", "store: sqlite:writ.db\nstore: x\n", "writ.yaml:3: store: stands a second time; first on line 2"},
 		{"minter twice", "minters:\n", "minters:\n  crm: {kind: jwt, audience: a}\n", "writ.yaml:16: minters.crm: stands a second time; first on line 15"},
@@ -296,7 +296,10 @@ func TestErrors(t *testing.T) {
 		{"keys by http", aud, aud + "    jwks_url: http://a.example\n", `writ.yaml:10: issuers[0].jwks_url: is "http://a.example", expected https: plain http is for loopback only`},
 		{"an assertion's issuer without keys", "    speaks_for: [user, agent]\n", "    speaks_for: [agent]\n    token: private_key_jwt\n", "writ.yaml:7: issuers[0].jwks_file: is missing, expected the agent's public keys, or their place as jwks_url"},
 		{"service with two proofs", "    secret_file: secret\n    audience", "    secret_file: secret\n    subject: {issuer: a, id: b}\n    audience", "writ.yaml:21: services[0].subject: stands beside secret_file, expected one of them"},
-		{"service of no issuer", "    secret_file: secret\n    audience", "    subject: {issuer: a}\n    audience", "writ.yaml:20: services[0].subject.id: is missing\nwrit.yaml:20: services[0].subject.issuer: is \"a\", expected an issuer that speaks for service"},
+		{"service of no issuer", "    secret_file: secret\n    audience", "    subject: {issuer: a}\n    audience", "writ.yaml:20: services[0].subject.id: is missing\nwrit.yaml:20: services[0].subject.issuer: is \"a\", expected one of issuers that speaks for service"},
+		{"agent of no issuer", "minters:\n", "agents:\n  - {issuer: a, id: b}\nminters:\n", `writ.yaml:15: agents[0].issuer: is "a", expected one of issuers that speaks for agent`},
+		{"agent that is nobody", "minters:\n", "agents:\n  - issuer: https://idp.example\n    identities: [{issuer: https://idp.example}]\nminters:\n", "writ.yaml:15: agents[0].id: is missing\nwrit.yaml:16: agents[0].identities[0].id: is missing\nwrit.yaml:16: agents[0].identities[0]: names what agents[0] names already"},
+		{"identity of two agents", "minters:\n", "agents:\n  - {issuer: https://idp.example, id: a, identities: [{issuer: https://idp.example, id: b}]}\n  - {issuer: https://idp.example, id: b}\nminters:\n", "writ.yaml:16: agents[1]: names what agents[0].identities[0] names already"},
 		{"issuer without audience", aud, "", "writ.yaml:7: issuers[0].audience: is missing"},
 		{"issuer without algorithms", "    algorithms: [ES256]\n", "    algorithms: []\n", "writ.yaml:10: issuers[0].algorithms: is missing, expected a list of " + algs},
 		{"algorithm none", "[ES256]", "[none]", `writ.yaml:10: issuers[0].algorithms[0]: is "none", expected one of ` + algs},

@@ -86,7 +86,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	if err := s.policy.Load(ctx); err != nil && ctx.Err() != nil {
 		return nil, err
 	}
-	if s.identity, err = newIdentity(cfg.Issuers, s.store.Now, log); err != nil {
+	if s.identity, err = newIdentity(cfg, s.store.Now, log); err != nil {
 		return nil, err
 	}
 	keys, err := minter.LoadKeys(ctx, s.store)
@@ -289,9 +289,9 @@ func NewPolicy(
 	return policy.New(c)
 }
 
-func newIdentity(issuers []config.Issuer, now func() time.Time, log *slog.Logger) (*identity.Verifier, error) {
+func newIdentity(cfg config.Config, now func() time.Time, log *slog.Logger) (*identity.Verifier, error) {
 	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: now, Logger: log}
-	for _, is := range issuers {
+	for _, is := range cfg.Issuers {
 		out := identity.Issuer{
 			URL: is.Issuer, Kind: identity.Kind(is.Token), TrustDomain: is.TrustDomain, Audience: is.Audience,
 			Algorithms: is.Algorithms, JWKSFile: is.JWKSFile, JWKSURL: is.JWKSURL, IDTokenClients: is.IDTokenClients,
@@ -318,6 +318,13 @@ func newIdentity(issuers []config.Issuer, now func() time.Time, log *slog.Logger
 			out.Operators = identity.Operators(*is.Operator)
 		}
 		c.Issuers = append(c.Issuers, out)
+	}
+	for _, a := range cfg.Agents {
+		agent := identity.Agent{Ref: identity.Ref{Issuer: a.Issuer, ID: a.ID}}
+		for _, s := range a.Identities {
+			agent.Identities = append(agent.Identities, identity.Ref{Issuer: s.Issuer, ID: s.ID})
+		}
+		c.Agents = append(c.Agents, agent)
 	}
 	return identity.New(c)
 }
