@@ -19,6 +19,7 @@ type Kind string
 const (
 	SessionOpened Kind = "session.opened"
 	SessionEnded  Kind = "session.ended"
+	SignedOut     Kind = "session.signed_out" // an issuer's word; what it ended has entries of its own
 
 	DecisionAllow       Kind = "decision.allow"
 	DecisionDeny        Kind = "decision.deny"

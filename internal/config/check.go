@@ -123,6 +123,11 @@ func (c *Config) check(fail failFunc) {
 			fail(key+"issuer", "is Writ itself; a minted token must never be good for Writ")
 		}
 	}
+	for i, is := range c.Issuers {
+		if is.Signals != nil && is.Signals.Subjects != "" {
+			c.checkSpeaker(fail, fmt.Sprintf("issuers[%d].signals.subjects", i), is.Signals.Subjects, User)
+		}
+	}
 	c.checkAgents(fail)
 	for _, name := range slices.Sorted(maps.Keys(c.Minters)) {
 		c.checkMinter(fail, name, c.Minters[name])
@@ -241,10 +246,15 @@ func (p Policy) check(fail failFunc) {
 }
 
 func (is Issuer) check(fail failFunc, key string) {
-	if len(is.SpeaksFor) == 0 {
+	switch {
+	case len(is.SpeaksFor) > 0:
+		fail.required(key+"audience", is.Audience)
+	case is.Signals == nil: // else a transmitter of signals, which need speak for nobody
 		fail(key+"speaks_for", "is missing, expected a list of user, agent, operator, service")
 	}
-	fail.required(key+"audience", is.Audience)
+	if is.Signals != nil {
+		fail.required(key+"signals.audience", is.Signals.Audience)
+	}
 	fail.algorithms(key+"algorithms", is.Algorithms)
 	is.checkKeys(fail, key)
 	is.checkToken(fail, key)

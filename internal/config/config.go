@@ -128,6 +128,16 @@ type Issuer struct {
 	Operator *Operators `yaml:"operator"`
 	// CIBA reaches its users out of band.
 	CIBA *CIBA `yaml:"ciba"`
+	// Signals takes its security events.
+	Signals *Signals `yaml:"signals"`
+}
+
+// Signals makes Writ a receiver of security events (Shared Signals, RFC 8935).
+type Signals struct {
+	// Audience is what the events must be meant for.
+	Audience string `yaml:"audience"`
+	// Subjects is the issuer whose subjects they are about, by default the transmitter.
+	Subjects string `yaml:"subjects"`
 }
 
 // Principal is a kind of identity.

@@ -482,7 +482,9 @@ func absent(key string, typ reflect.Type, tree any) (missing []string) {
 		missing = absent(key+"[0]", typ.Elem(), list[0])
 		for _, other := range list[1:] { // what one of them shows is shown
 			also := absent(key+"[0]", typ.Elem(), other)
-			missing = slices.DeleteFunc(missing, func(k string) bool { return !slices.ContainsFunc(also, func(m string) bool { return k == m || strings.HasPrefix(k, m+".") }) })
+			missing = slices.DeleteFunc(missing, func(k string) bool {
+				return !slices.ContainsFunc(also, func(m string) bool { return k == m || strings.HasPrefix(k, m+".") })
+			})
 		}
 		return missing
 	case reflect.Map:

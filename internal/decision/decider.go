@@ -190,6 +190,9 @@ func (d *Decider) findSession(ctx context.Context, tx Tx, req Request, caller id
 	case caller.User == nil:
 		return fault.New(fault.InvalidToken, "the tokens name no user: bring the user's token as subject_token, or a session")
 	default:
+		if err := session.Believe(ctx, tx, caller); err != nil {
+			return err
+		}
 		s.user, s.newSession = *caller.User, true
 		s.session = session.New(s.user, caller.Agent.Ref, session.Spec{}, d.cfg.Sessions, s.now)
 	}
@@ -424,6 +427,9 @@ func (d *Decider) shown(action string, reasons []policy.Reason) []policy.Reason 
 // the schema of policy's answer sees to it.
 func (d *Decider) settle(ctx context.Context, tx Tx, s situation, r ruling) error {
 	if s.newSession {
+		if err := session.Believe(ctx, tx, identity.Caller{Agent: identity.Principal{Ref: s.act.Agent}, User: &s.user}); err != nil {
+			return err
+		}
 		if err := session.Open(ctx, tx, s.session); err != nil {
 			return err
 		}

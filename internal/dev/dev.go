@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
@@ -43,7 +44,9 @@ type Config struct {
 	Policies string
 	// Listen, OpsListen and IDPListen are loopback addresses; port 0 is any.
 	Listen, OpsListen, IDPListen string
-	Logger                       *slog.Logger
+	// IDPKey signs the embedded provider's tokens; nil for a fresh one.
+	IDPKey *ecdsa.PrivateKey
+	Logger *slog.Logger
 }
 
 // Dev is a running pair, once Run is called.
@@ -93,7 +96,7 @@ func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
 		return nil, err
 	}
 	d.IDP, err = devidp.New(devidp.Config{
-		Listen: cfg.IDPListen, Audience: Audience, Logger: cfg.Logger,
+		Listen: cfg.IDPListen, Audience: Audience, Key: cfg.IDPKey, Logger: cfg.Logger,
 		CIBAClient: devidp.Client{ID: "writ", Secret: cibaSecret},
 		Users: append(devidp.DefaultUsers(),
 			devidp.User{ID: "olga", Name: "Olga Orlov", Email: "olga@example.com", Groups: []string{"writ-operators"}}),
@@ -165,6 +168,7 @@ func (d *Dev) serverConfig(cfg Config) (config.Config, error) {
 			LoginHint: "{sub}", Algorithms: []string{"ES256"}, Timeout: 40 * time.Second,
 			BindingMessage: config.BindingMessage{MaxLength: 200, Charset: "text"},
 		},
+		Signals: &config.Signals{Audience: Audience},
 	}}
 	c.Minters = map[string]config.Minter{}
 	for name, scopes := range minters {

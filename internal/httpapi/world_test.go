@@ -3,6 +3,9 @@ package httpapi_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -33,6 +36,9 @@ import (
 // w is the real thing, one for all tests: store, policies, provider, engine and
 // listeners. Tests share it, so they don't run in parallel.
 var w *world
+
+// idpKey is the provider's, so that tests can sign what it does not.
+var idpKey, _ = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 
 type world struct {
 	m      *testing.M
@@ -83,7 +89,7 @@ func (x *world) run() (code int, err error) {
 		return 1, err
 	}
 	x.dev, err = dev.New(ctx, dev.Config{
-		Dir: dir, Policies: "../../policies", Listen: "127.0.0.1:0", OpsListen: "127.0.0.1:0", IDPListen: "127.0.0.1:0",
+		Dir: dir, Policies: "../../policies", Listen: "127.0.0.1:0", OpsListen: "127.0.0.1:0", IDPListen: "127.0.0.1:0", IDPKey: idpKey,
 		Logger: telemetry.NewLogger(x, slog.LevelDebug),
 	})
 	if err != nil {

@@ -6,6 +6,7 @@ package identity
 import (
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 )
 
@@ -26,6 +27,22 @@ type Principal struct {
 	Ref
 	// Claims are those of the token that proved it; numbers are json.Number.
 	Claims map[string]any
+}
+
+// Login is the sid of the login at the issuer that the token is of (OpenID Connect
+// Front-Channel Logout §3), "" where the issuer does not say.
+func (p Principal) Login() string {
+	sid := stringClaim(p.Claims, "sid")
+	if !Usable(sid) {
+		return ""
+	}
+	return sid
+}
+
+// IssuedAt is when the token was issued, zero where it does not say.
+func (p Principal) IssuedAt() time.Time {
+	at, _ := TimeClaim(p.Claims, "iat")
+	return at
 }
 
 // Caller is who makes a request: an agent, and the user it acts for where its

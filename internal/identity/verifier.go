@@ -192,15 +192,21 @@ type unverified struct {
 	token jws.Token
 }
 
-// parse does all that costs little: form, issuer, kind, algorithm, times.
-func (v *Verifier) parse(raw string) (t unverified, err error) {
+// open reads a token's form and finds its issuer.
+func (v *Verifier) open(raw string) (t unverified, err error) {
 	if t.token, err = jws.Parse(raw); err != nil {
 		return t, err
 	}
 	if t.claims, err = t.token.Claims(); err != nil {
 		return t, err
 	}
-	if t.issuer, err = v.issuerOf(t.claims); err != nil {
+	t.issuer, err = v.issuerOf(t.claims)
+	return t, err
+}
+
+// parse does all that costs little: form, issuer, kind, algorithm, times.
+func (v *Verifier) parse(raw string) (t unverified, err error) {
+	if t, err = v.open(raw); err != nil {
 		return t, err
 	}
 	if t.kind, err = t.kindOf(t.token, t.claims); err != nil {

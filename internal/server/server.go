@@ -2,6 +2,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,7 +87,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	if err := s.policy.Load(ctx); err != nil && ctx.Err() != nil {
 		return nil, err
 	}
-	if s.identity, err = newIdentity(cfg, s.store.Now, log); err != nil {
+	if s.identity, err = newIdentity(cfg, s.store, log); err != nil {
 		return nil, err
 	}
 	keys, err := minter.LoadKeys(ctx, s.store)
@@ -289,8 +290,8 @@ func NewPolicy(
 	return policy.New(c)
 }
 
-func newIdentity(cfg config.Config, now func() time.Time, log *slog.Logger) (*identity.Verifier, error) {
-	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: now, Logger: log}
+func newIdentity(cfg config.Config, store *sqlstore.Store, log *slog.Logger) (*identity.Verifier, error) {
+	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: store.Now, Spend: store.Spend, Logger: log}
 	for _, is := range cfg.Issuers {
 		out := identity.Issuer{
 			URL: is.Issuer, Kind: identity.Kind(is.Token), TrustDomain: is.TrustDomain, Audience: is.Audience,
@@ -316,6 +317,9 @@ func newIdentity(cfg config.Config, now func() time.Time, log *slog.Logger) (*id
 		}
 		if is.Operator != nil {
 			out.Operators = identity.Operators(*is.Operator)
+		}
+		if s := is.Signals; s != nil {
+			out.Signals = identity.Signals{Audience: s.Audience, Subjects: cmp.Or(s.Subjects, is.Issuer)}
 		}
 		c.Issuers = append(c.Issuers, out)
 	}

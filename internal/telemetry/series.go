@@ -13,7 +13,7 @@ func (m *Metrics) begin() {
 	for _, result := range []string{"activated", "refused"} {
 		m.PolicyLoads.WithLabelValues(result)
 	}
-	for _, principal := range []string{"agent", "operator"} {
+	for _, principal := range []string{"agent", "operator", "logout", "signal"} {
 		m.TokensRefused.WithLabelValues(principal)
 	}
 	for _, status := range []string{
