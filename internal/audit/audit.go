@@ -43,7 +43,8 @@ const (
 	PolicyRefused   Kind = "policy.refused"
 
 	OperatorRevoked Kind = "operator.revoked"
-	OperatorRead    Kind = "operator.read" // looked at the evidence
+	OperatorRead    Kind = "operator.read"    // was shown something
+	OperatorRefused Kind = "operator.refused" // asked for something, and was not shown it
 
 	KeyAdded      Kind = "key.added"
 	KeysRewrapped Kind = "keys.rewrapped"

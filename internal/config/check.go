@@ -234,6 +234,9 @@ func (p Policy) check(fail failFunc) {
 	if !strings.HasPrefix(p.Query, "data.") {
 		fail("policy.query", "is %q, expected a document such as data.writ.decision", p.Query)
 	}
+	if !strings.HasPrefix(p.AdminQuery, "data.") {
+		fail("policy.admin_query", "is %q, expected a document such as data.writ.admin", p.AdminQuery)
+	}
 	fail.positive("policy.deadline", p.Deadline)
 	if p.Reload < 0 {
 		fail("policy.reload", "is %v, expected zero (never) or more", p.Reload)

@@ -62,6 +62,8 @@ type Policy struct {
 	Path string `yaml:"path"`
 	// Query is the one document that a decision evaluates.
 	Query string `yaml:"query"`
+	// AdminQuery is the document that says what an operator may do.
+	AdminQuery string `yaml:"admin_query"`
 	// Deadline bounds one evaluation.
 	Deadline time.Duration `yaml:"deadline"`
 	// Reload is how often Path is checked for a change; zero never.
@@ -310,7 +312,7 @@ func Default() Config {
 		Listen:     "127.0.0.1:8180",
 		OpsListen:  "127.0.0.1:8181",
 		Durability: "disk", StoreConnections: 16,
-		Policy:   Policy{Query: "data.writ.decision", Deadline: 100 * time.Millisecond},
+		Policy:   Policy{Query: "data.writ.decision", AdminQuery: "data.writ.admin", Deadline: 100 * time.Millisecond},
 		Sessions: Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour},
 		Approvals: Approvals{
 			ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute,

@@ -48,6 +48,7 @@ var ocsfKinds = map[audit.Kind]mapping{
 
 	audit.OperatorRevoked: {ocsfDelete, 3, 1},
 	audit.OperatorRead:    {ocsfRead, 1, 1},
+	audit.OperatorRefused: {ocsfRead, 2, 2},
 
 	audit.KeyAdded:      {ocsfCreate, 2, 1},
 	audit.KeysRewrapped: {ocsfUpdate, 2, 1},

@@ -59,6 +59,7 @@ var phrases = map[audit.Kind]string{
 	audit.PolicyRefused:       "policy refused",
 	audit.OperatorRevoked:     "kill switch pulled",
 	audit.OperatorRead:        "evidence read",
+	audit.OperatorRefused:     "request refused",
 	audit.KeyAdded:            "key added",
 	audit.KeysRewrapped:       "keys put under another root key",
 	audit.LogOpened:           "log begun",

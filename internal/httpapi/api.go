@@ -18,6 +18,7 @@ import (
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/minter"
+	"github.com/writsec/writ/internal/policy"
 	"github.com/writsec/writ/internal/revocation"
 	"github.com/writsec/writ/internal/session"
 	"github.com/writsec/writ/internal/telemetry"
@@ -39,7 +40,10 @@ type Config struct {
 	Leases    LeaseStore
 	Uses      *lease.Uses
 	Evidence  EvidenceStore
+	Search    SearchStore
+	Policy    *policy.Engine // what operators may do
 	Services  []Service
+	Now       func() time.Time // the store's clock
 
 	// ExternalURL is where callers reach this API.
 	ExternalURL string
@@ -85,6 +89,9 @@ func New(cfg Config) chi.Router {
 		r.Get("/audit/checkpoint", a.handle(a.checkpoint))
 		r.Get("/audit/entries", a.handle(a.entries))
 		r.Get("/audit/proof", a.handle(a.proof))
+		r.Get("/sessions", a.handle(a.searchSessions))
+		r.Get("/decisions", a.handle(a.searchDecisions))
+		r.Get("/policy", a.handle(a.policyStatus))
 	})
 	r.Group(func(r chi.Router) { // requests that may be held
 		r.Use(a.bound(4096))

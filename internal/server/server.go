@@ -121,7 +121,8 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Approvals: approvals,
 		Revoker:   revoker,
 		Keys:      keys, Leases: sqlstore.For[lease.Tx](s.store), Uses: uses, Services: services,
-		Evidence:    sqlstore.For[httpapi.EvidenceTx](s.store),
+		Evidence: sqlstore.For[httpapi.EvidenceTx](s.store), Search: sqlstore.For[httpapi.SearchTx](s.store),
+		Policy: s.policy, Now: s.store.Now,
 		ExternalURL: cfg.ExternalURL, BehindProxy: cfg.BehindProxy, MaxWait: cfg.Approvals.MaxWait,
 		Metrics: metrics, Logger: log,
 	})
@@ -272,7 +273,7 @@ func NewPolicy(
 	cfg config.Policy, record func(context.Context, policy.Version, error) error, m *telemetry.Metrics, log *slog.Logger,
 ) (*policy.Engine, error) {
 	c := policy.Config{
-		Path: cfg.Path, Query: cfg.Query, Deadline: cfg.Deadline, Reload: cfg.Reload, Metrics: m, Logger: log, Record: record,
+		Path: cfg.Path, Query: cfg.Query, AdminQuery: cfg.AdminQuery, Deadline: cfg.Deadline, Reload: cfg.Reload, Metrics: m, Logger: log, Record: record,
 	}
 	if sig := cfg.Signature; sig != nil {
 		pem, err := os.ReadFile(sig.PublicKeyFile)
