@@ -62,18 +62,18 @@ func newOffice(t *testing.T, path string) *office {
 	o.must(err)
 	o.must(os.WriteFile(filepath.Join(dir, "jwks.json"), jwks, 0o600))
 	log := slog.New(slog.NewJSONHandler(o.log, nil))
+	o.url = "sqlite:" + filepath.Join(dir, "writ.db")
+	o.store, err = sqlstore.Open(t.Context(), sqlstore.Config{URL: o.url, Root: sqlstore.RootKey{1}, Logger: log})
+	o.must(err)
+	t.Cleanup(func() { o.must(o.store.Close()) })
 	verifier, err := identity.New(identity.Config{
 		Issuers: []identity.Issuer{{
 			URL: opsIssuer, Operator: true, Audience: "writ", Algorithms: []string{"ES256"}, JWKSFile: filepath.Join(dir, "jwks.json"),
 			Operators: identity.Operators{Claim: "role", Value: "security"},
 		}},
-		Now: time.Now, Logger: log,
+		Now: time.Now, SignedOut: o.store.SignedOut, Logger: log,
 	})
 	o.must(err)
-	o.url = "sqlite:" + filepath.Join(dir, "writ.db")
-	o.store, err = sqlstore.Open(t.Context(), sqlstore.Config{URL: o.url, Root: sqlstore.RootKey{1}, Logger: log})
-	o.must(err)
-	t.Cleanup(func() { o.must(o.store.Close()) })
 	sequencer := audit.Sequencer{Store: sqlstore.For[audit.LogTx](o.store), Logger: log}
 	o.must(audit.OpenLog(t.Context(), sequencer.Store, "writ.example"))
 	_, err = sequencer.Step(t.Context()) // its last

@@ -177,22 +177,34 @@ func (v *Verifier) Operator(ctx context.Context, p Presented) (_ Principal, err 
 	if _, delegated := t.claims["act"]; delegated || !t.Issuer.Operator || !t.Operators.include(t.claims, t.client) {
 		return Principal{}, fault.New(fault.Forbidden, "this needs an operator")
 	}
-	return Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims}, nil
+	return v.believed(ctx, Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims})
+}
+
+// believed refuses a principal that was signed out since.
+func (v *Verifier) believed(ctx context.Context, p Principal) (Principal, error) {
+	at, err := v.signedOut(ctx, p.Ref, p.Login())
+	if err == nil && !p.Believed(at) {
+		err = ErrSignedOut
+	}
+	if err != nil {
+		return Principal{}, err
+	}
+	return p, nil
 }
 
 // Service verifies a resource server's own token. Which resource server that is, the
 // configuration knows.
-func (v *Verifier) Service(ctx context.Context, p Presented) (_ Ref, err error) {
+func (v *Verifier) Service(ctx context.Context, p Presented) (_ Principal, err error) {
 	ctx, span := telemetry.Start(ctx, "identity verify")
 	defer func() { telemetry.End(span, err) }()
 	t, err := v.bearer(ctx, p)
 	if err != nil {
-		return Ref{}, refused("the bearer token", err)
+		return Principal{}, refused("the bearer token", err)
 	}
 	if _, delegated := t.claims["act"]; delegated || !t.Issuer.Service || !t.speaksForItself() {
-		return Ref{}, refused("the bearer token", errors.New("is not a service's own token, or its issuer may not speak for services"))
+		return Principal{}, refused("the bearer token", errors.New("is not a service's own token, or its issuer may not speak for services"))
 	}
-	return t.holder(), nil
+	return v.believed(ctx, Principal{Ref: t.holder(), Claims: t.claims})
 }
 
 // IDToken verifies an ID token that an issuer gave to Writ itself, as its client,

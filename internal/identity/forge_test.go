@@ -276,7 +276,13 @@ func world(t *testing.T) (*Verifier, *bytes.Buffer) {
 	setB := file("b", jwks(jwk(k.ecB, "ec", nil), jwk(k.rsaB, "rsa", nil)))
 	var log bytes.Buffer
 	v, err := New(Config{
-		Now:    func() time.Time { return now },
+		Now: func() time.Time { return now },
+		SignedOut: func(_ context.Context, subject Ref, sid string) (time.Time, error) {
+			if subject.ID == "signed-out" || sid == "signed-out" {
+				return now.Add(-time.Second), nil
+			}
+			return time.Time{}, nil
+		},
 		Logger: slog.New(slog.NewTextHandler(&log, nil)),
 		Issuers: []Issuer{
 			{

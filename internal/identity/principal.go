@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/writsec/writ/internal/fault"
 )
 
 // Ref names a principal: a subject is unique only within its issuer.
@@ -44,6 +46,16 @@ func (p Principal) IssuedAt() time.Time {
 	at, _ := TimeClaim(p.Claims, "iat")
 	return at
 }
+
+// Believed reports whether the token is younger than a sign-out of its subject, which
+// is zero for never. What was issued in the same second is not: issuers count in
+// seconds.
+func (p Principal) Believed(signedOut time.Time) bool {
+	return signedOut.IsZero() || p.IssuedAt().After(signedOut)
+}
+
+// ErrSignedOut refuses a token that is from before a sign-out.
+var ErrSignedOut error = fault.New(fault.InvalidToken, "a token is from before its subject was signed out; bring one of a new sign-in")
 
 // Caller is who makes a request: an agent, and the user it acts for where its
 // tokens name one. Otherwise the user comes from the session.

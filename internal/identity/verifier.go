@@ -26,8 +26,11 @@ type Config struct {
 	Now     func() time.Time // for the time claims
 	// Spend uses up what is good once only, until a time, for all replicas: fresh says
 	// that nobody has used it up before.
-	Spend  func(ctx context.Context, use string, expires time.Time) (fresh bool, err error)
-	Logger *slog.Logger
+	Spend func(ctx context.Context, use string, expires time.Time) (fresh bool, err error)
+	// SignedOut is when a subject, or the login sid of theirs, was last signed out. Of
+	// agents and their users the session knows; this is for all others.
+	SignedOut func(ctx context.Context, subject Ref, sid string) (time.Time, error)
+	Logger    *slog.Logger
 }
 
 // Agent is an agent with identities besides its own: a service account that is known
@@ -39,13 +42,14 @@ type Agent struct {
 
 // Verifier verifies tokens of the configured issuers.
 type Verifier struct {
-	issuers map[string]*issuer
-	domains map[string]*issuer // by SPIFFE trust domain
-	agents  map[Ref]Ref        // from another identity to the agent
-	cache   *lru.Cache[[sha256.Size]byte, remembered]
-	now     func() time.Time
-	spend   func(context.Context, string, time.Time) (bool, error)
-	log     *slog.Logger
+	issuers   map[string]*issuer
+	domains   map[string]*issuer // by SPIFFE trust domain
+	agents    map[Ref]Ref        // from another identity to the agent
+	cache     *lru.Cache[[sha256.Size]byte, remembered]
+	now       func() time.Time
+	spend     func(context.Context, string, time.Time) (bool, error)
+	signedOut func(context.Context, Ref, string) (time.Time, error)
+	log       *slog.Logger
 }
 
 type issuer struct {
@@ -61,7 +65,7 @@ type issuer struct {
 func New(cfg Config) (*Verifier, error) {
 	v := &Verifier{
 		issuers: map[string]*issuer{}, domains: map[string]*issuer{}, agents: map[Ref]Ref{},
-		now: cfg.Now, spend: cfg.Spend, log: cfg.Logger,
+		now: cfg.Now, spend: cfg.Spend, signedOut: cfg.SignedOut, log: cfg.Logger,
 	}
 	var err error
 	if v.cache, err = lru.New[[sha256.Size]byte, remembered](cacheSize); err != nil {

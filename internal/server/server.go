@@ -292,7 +292,7 @@ func NewPolicy(
 }
 
 func newIdentity(cfg config.Config, store *sqlstore.Store, log *slog.Logger) (*identity.Verifier, error) {
-	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: store.Now, Spend: store.Spend, Logger: log}
+	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: store.Now, Spend: store.Spend, SignedOut: store.SignedOut, Logger: log}
 	for _, is := range cfg.Issuers {
 		out := identity.Issuer{
 			URL: is.Issuer, Kind: identity.Kind(is.Token), TrustDomain: is.TrustDomain, Audience: is.Audience,

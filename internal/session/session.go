@@ -68,13 +68,8 @@ func (s Session) Alive(now time.Time) bool {
 }
 
 // IsSignedOut reports whether the user signed out since the session's token.
-func (s Session) IsSignedOut() bool { return !believed(s.User, s.SignedOut) }
+func (s Session) IsSignedOut() bool { return !s.User.Believed(s.SignedOut) }
 
-// believed reports whether a token is younger than the sign-out of its subject. What
-// was issued in the same second is not: issuers count in seconds.
-func believed(p identity.Principal, signedOut time.Time) bool {
-	return signedOut.IsZero() || p.IssuedAt().After(signedOut)
-}
 
 // BelongsTo reports whether the caller may know that s exists: it is the agent's
 // own, and of the user that the caller brings, if it brings one.
@@ -187,15 +182,11 @@ func Believe(ctx context.Context, tx Tx, c identity.Caller) error {
 		if err != nil {
 			return err
 		}
-		if !believed(p, at) {
-			return signedOut()
+		if !p.Believed(at) {
+			return identity.ErrSignedOut
 		}
 	}
 	return nil
-}
-
-func signedOut() error {
-	return fault.New(fault.InvalidToken, "a token is from before its subject was signed out; bring one of a new sign-in")
 }
 
 // Open stores a session made by New.
@@ -229,8 +220,8 @@ func Find(ctx context.Context, tx Tx, sessionID string, c identity.Caller) (Sess
 		return s, err
 	case c.User.Login() != s.User.Login():
 		return s, Believe(ctx, tx, c)
-	case !believed(*c.User, s.SignedOut):
-		return Session{}, signedOut()
+	case !c.User.Believed(s.SignedOut):
+		return Session{}, identity.ErrSignedOut
 	}
 	return s, nil
 }

@@ -59,7 +59,7 @@ func (t *Tx) Sessions(ctx context.Context, q session.Query) ([]session.Session, 
 	case session.Ended:
 		s.add(`(ended_at > 0 OR ends_at <= $%d)`, micros(t.now))
 	}
-	return some(ctx, t, "search sessions", scanSession, `SELECT `+sessionColumns+` FROM sessions`+s.page(q.Before, q.Limit), s.args...)
+	return some(ctx, t, "search sessions", scanSession, `SELECT `+sessionRead+` FROM sessions`+s.page(q.Before, q.Limit), s.args...)
 }
 
 // Decisions lists the decisions that match.

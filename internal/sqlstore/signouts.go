@@ -25,6 +25,15 @@ func (t *Tx) SignedOut(ctx context.Context, user identity.Ref, sid string) (at t
 		signedOutOf, user.Issuer, user.ID, sid)
 }
 
+// SignedOut is the same in a transaction of its own.
+func (s *Store) SignedOut(ctx context.Context, user identity.Ref, sid string) (at time.Time, err error) {
+	err = s.View(ctx, func(tx *Tx) (err error) {
+		at, err = tx.SignedOut(ctx, user, sid)
+		return err
+	})
+	return at, err
+}
+
 // PutSignOut implements revocation.Tx.
 func (t *Tx) PutSignOut(ctx context.Context, s identity.SignOut) error {
 	user := s.User.ID
