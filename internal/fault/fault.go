@@ -97,6 +97,15 @@ func CodeOf(err error) Code {
 	return Internal
 }
 
+// Detail returns what the caller may read of the fault in err's chain, "" for any
+// other error.
+func Detail(err error) string {
+	if f, ok := errors.AsType[*Error](err); ok {
+		return f.Detail
+	}
+	return ""
+}
+
 // Is reports whether err carries the code.
 func Is(err error, code Code) bool {
 	f, ok := errors.AsType[*Error](err)

@@ -63,6 +63,15 @@ func loggedIn(t *testing.T, user, sid string) string {
 	}, nil)
 }
 
+// serviceToken is an access token of the provider.
+func serviceToken(t *testing.T, claims obj) string {
+	t.Helper()
+	now := time.Now()
+	return signed(t, "at+jwt", obj{
+		"iss": w.dev.IDP.Issuer(), "aud": dev.Audience, "jti": rand.Text(), "iat": now.Unix(), "exp": now.Add(time.Minute).Unix(),
+	}, claims)
+}
+
 func logoutClaims(sub, sid string) obj {
 	now := time.Now()
 	claims := obj{

@@ -369,6 +369,11 @@ func newMinters(cfg config.Config, keys *minter.Keys) map[string]lease.Minter {
 func newServices(services []config.Service) ([]httpapi.Service, error) {
 	var out []httpapi.Service
 	for _, s := range services {
+		if s.Subject != nil {
+			subject := identity.Ref{Issuer: s.Subject.Issuer, ID: s.Subject.ID}
+			out = append(out, httpapi.Service{ID: s.ID, Subject: subject, Audience: s.Audience})
+			continue
+		}
 		secret, err := config.Secret(s.SecretFile)
 		if err != nil {
 			return nil, fmt.Errorf("service %s: %w", s.ID, err)

@@ -16,7 +16,7 @@ func (m *Metrics) begin() {
 	for _, result := range []string{"activated", "refused"} {
 		m.PolicyLoads.WithLabelValues(result)
 	}
-	for _, principal := range []string{"agent", "operator", "logout", "signal"} {
+	for _, principal := range []string{"agent", "operator", "service", "logout", "signal"} {
 		m.TokensRefused.WithLabelValues(principal)
 	}
 	for _, status := range []string{
