@@ -79,6 +79,9 @@ func (c *Config) check(fail failFunc) {
 	} else if !c.BehindProxy && !Loopback(c.Listen) {
 		fail("listen", "is %q, beyond loopback, without TLS: set tls, or behind_proxy: true if a proxy terminates TLS", c.Listen)
 	}
+	if c.ProxyClientCert && !c.BehindProxy {
+		fail("proxy_client_cert", "has no effect: behind_proxy is false, and no client may say what its certificate is")
+	}
 	fail.url("external_url", c.ExternalURL)
 	if strings.HasSuffix(c.ExternalURL, "/") {
 		fail("external_url", "is %q, expected no slash at the end", c.ExternalURL)

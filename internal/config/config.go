@@ -26,6 +26,9 @@ type Config struct {
 	TLS *TLS `yaml:"tls"`
 	// BehindProxy states that a proxy terminates TLS in front of Listen.
 	BehindProxy bool `yaml:"behind_proxy"`
+	// ProxyClientCert states that this proxy passes the TLS client's certificate in the
+	// header Client-Cert (RFC 9440), and lets no such header of a client through.
+	ProxyClientCert bool `yaml:"proxy_client_cert"`
 	// Store is where state lives: sqlite:PATH, or postgres://… for several replicas.
 	Store string `yaml:"store"`
 	// StorePasswordFile holds the password of the PostgreSQL role.
@@ -54,6 +57,8 @@ type Config struct {
 type TLS struct {
 	CertFile string `yaml:"cert_file"`
 	KeyFile  string `yaml:"key_file"`
+	// ClientCerts asks clients for a certificate, for tokens that are bound to one.
+	ClientCerts bool `yaml:"client_certs"`
 }
 
 // Policy says where the Rego comes from and how it is asked.
@@ -122,6 +127,8 @@ type Issuer struct {
 	MaxAge time.Duration `yaml:"max_age"`
 	// SenderConstraint, when set, wants tokens bound to a key by dpop or mtls.
 	SenderConstraint []string `yaml:"sender_constraint"`
+	// DPoPNonce wants a nonce of Writ's in DPoP proofs.
+	DPoPNonce bool `yaml:"dpop_nonce"`
 	// IDTokenClients lists the clients whose ID tokens are believed as subject_token.
 	IDTokenClients []string `yaml:"id_token_clients"`
 	// ClockLeeway is how far its clock may differ when iat and nbf are checked.

@@ -49,6 +49,8 @@ type Config struct {
 	ExternalURL string
 	// BehindProxy: the caller's address is the last one in X-Forwarded-For.
 	BehindProxy bool
+	// ProxyClientCert: the proxy passes the TLS client's certificate in Client-Cert.
+	ProxyClientCert bool
 	// MaxWait bounds how long a request is held.
 	MaxWait time.Duration
 

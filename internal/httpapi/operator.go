@@ -23,7 +23,7 @@ import (
 // It doesn't look at whether the log is stuck, as decisions do: the entry is safe in
 // the queue, and operators are those who have to find out why.
 func (a *API) operator(r *http.Request, action string, read func(p *params)) error {
-	token, err := bearer(r)
+	token, err := a.bearer(r)
 	if err != nil {
 		return err
 	}

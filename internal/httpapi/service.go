@@ -12,6 +12,7 @@ import (
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/minter"
 	"github.com/writsec/writ/internal/revocation"
 )
 
@@ -71,20 +72,20 @@ func (a *API) introspect(w http.ResponseWriter, r *http.Request) error {
 	case !alive:
 		return writeJSON(w, http.StatusOK, inactive)
 	}
-	claims["active"], claims["token_type"] = true, "Bearer"
+	claims["active"], claims["token_type"] = true, minter.TokenType(l.Cnf)
 	return writeJSON(w, http.StatusOK, claims)
 }
 
 // service authenticates a resource server, by its own token or by its secret.
 func (a *API) service(r *http.Request, form url.Values) (Service, error) {
 	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !strings.EqualFold(scheme, "Bearer") {
+	if !strings.EqualFold(scheme, "Bearer") && !strings.EqualFold(scheme, "DPoP") {
 		return a.serviceBySecret(r, form)
 	}
 	if form.Has("client_id") || form.Has("client_secret") {
 		return Service{}, refusedClient()
 	}
-	p, err := bearer(r)
+	p, err := a.bearer(r)
 	if err != nil {
 		return Service{}, refusedClient()
 	}
@@ -162,7 +163,7 @@ const maxReason = 500
 
 // revoke is the kill switch. It needs an operator's token and nothing else.
 func (a *API) revoke(w http.ResponseWriter, r *http.Request) error {
-	token, err := bearer(r)
+	token, err := a.bearer(r)
 	if err != nil {
 		return err
 	}

@@ -320,14 +320,16 @@ func authenticated(_ context.Context, in *openapi3filter.AuthenticationInput) er
 		return fmt.Errorf("%d Authorization headers", len(headers))
 	}
 	scheme, rest, _ := strings.Cut(headers[0], " ")
-	if !strings.EqualFold(scheme, in.SecurityScheme.Scheme) || rest == "" {
+	bound := in.SecurityScheme.Scheme == "bearer" && scheme == "DPoP" // as its description says
+	if !strings.EqualFold(scheme, in.SecurityScheme.Scheme) && !bound || rest == "" {
 		return fmt.Errorf("not a %s authorization", in.SecurityScheme.Scheme)
 	}
 	return nil
 }
 
-// everywhere are headers that net/http sets by itself.
-var everywhere = []string{"Date", "Content-Length", "Content-Type"}
+// everywhere are headers that net/http sets by itself, and that of every answer to the
+// scheme DPoP.
+var everywhere = []string{"Date", "Content-Length", "Content-Type", "Dpop-Nonce"}
 
 // check holds a response to the spec: status, body and headers declared.
 func (x *world) check(t *testing.T, in *openapi3filter.RequestValidationInput, a answer) {

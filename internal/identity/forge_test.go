@@ -39,6 +39,7 @@ const (
 	issBots  = "https://agents.example" // speaks for agents alone
 	issOps   = "https://ops.example"    // operators only, any client
 	issES    = "https://es.example"     // may sign by ES256 alone
+	issBound = "https://bound.example"  // wants DPoP
 
 	// marker stands in every forged token and must never come out again.
 	marker = "s3cr3t-in-the-token"
@@ -300,6 +301,10 @@ func world(t *testing.T) (*Verifier, *bytes.Buffer) {
 			{
 				URL: issOps, Operator: true, Audience: audience, JWKSFile: setB, Algorithms: []string{"ES256"},
 				Operators: Operators{Claim: "role", Value: "security"},
+			},
+			{
+				URL: issBound, User: true, Agent: true, Operator: true, Audience: audience, JWKSFile: setB, Algorithms: []string{"ES256"},
+				SenderConstraint: []string{"dpop"},
 			},
 			{
 				URL: issES, User: true, Agent: true, Audience: audience, JWKSFile: setA, Algorithms: []string{"ES256"},

@@ -65,6 +65,8 @@ type Issuer struct {
 	// SenderConstraint, when set, refuses tokens that are not bound to a key by one of
 	// these methods: dpop, mtls.
 	SenderConstraint []string
+	// DPoPNonce wants a nonce of Writ's in DPoP proofs.
+	DPoPNonce bool
 	// Signals lets it send security events.
 	Signals Signals
 }

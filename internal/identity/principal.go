@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/writsec/writ/internal/dpop"
 	"github.com/writsec/writ/internal/fault"
 )
 
@@ -63,7 +64,11 @@ type Caller struct {
 	Agent Principal
 	User  *Principal
 
-	presented Presented // to be verified again
+	// Held is the key that the caller proved to hold, which its token is bound to; zero
+	// for none.
+	Held dpop.Confirmation
+
+	bearer, subject string // to be verified again
 }
 
 // Operators says which subjects of an issuer are operators: those whose token has

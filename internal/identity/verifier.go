@@ -15,6 +15,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/writsec/writ/internal/dpop"
 	"github.com/writsec/writ/internal/jws"
 )
 
@@ -27,6 +28,8 @@ type Config struct {
 	// Spend uses up what is good once only, until a time, for all replicas: fresh says
 	// that nobody has used it up before.
 	Spend func(ctx context.Context, use string, expires time.Time) (fresh bool, err error)
+	// NonceKey makes the nonces of DPoP, the same on all replicas.
+	NonceKey []byte
 	// SignedOut is when a subject, or the login sid of theirs, was last signed out. Of
 	// agents and their users the session knows; this is for all others.
 	SignedOut func(ctx context.Context, subject Ref, sid string) (time.Time, error)
@@ -49,6 +52,7 @@ type Verifier struct {
 	now       func() time.Time
 	spend     func(context.Context, string, time.Time) (bool, error)
 	signedOut func(context.Context, Ref, string) (time.Time, error)
+	proofs    *dpop.Verifier
 	log       *slog.Logger
 }
 
@@ -67,6 +71,7 @@ func New(cfg Config) (*Verifier, error) {
 		issuers: map[string]*issuer{}, domains: map[string]*issuer{}, agents: map[Ref]Ref{},
 		now: cfg.Now, spend: cfg.Spend, signedOut: cfg.SignedOut, log: cfg.Logger,
 	}
+	v.proofs = &dpop.Verifier{Now: cfg.Now, Spend: cfg.Spend, NonceKey: cfg.NonceKey}
 	var err error
 	if v.cache, err = lru.New[[sha256.Size]byte, remembered](cacheSize); err != nil {
 		return nil, err
@@ -147,6 +152,7 @@ type verified struct {
 	claims  map[string]any // shared with others: never written to
 	subject string
 	client  string // the OAuth client it was issued to
+	bound   dpop.Confirmation
 }
 
 // The cache of verified tokens. It remembers successes only, and not for long.
@@ -179,8 +185,8 @@ func (v *Verifier) verify(ctx context.Context, raw string) (verified, error) {
 	if t.subject, t.client, err = t.check(t.kind, t.claims); err != nil {
 		return verified{}, err
 	}
-	if _, bound := t.claims["cnf"]; bound {
-		return verified{}, errors.New("is bound to a key (cnf), and this Writ can't check the proof")
+	if t.bound, err = dpop.ConfirmationOf(t.claims); err != nil {
+		return verified{}, err
 	}
 	keys, err := v.verifySignature(ctx, t)
 	if err != nil {

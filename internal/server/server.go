@@ -4,6 +4,8 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -87,7 +89,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	if err := s.policy.Load(ctx); err != nil && ctx.Err() != nil {
 		return nil, err
 	}
-	if s.identity, err = newIdentity(cfg, s.store, log); err != nil {
+	if s.identity, err = newIdentity(ctx, cfg, s.store, log); err != nil {
 		return nil, err
 	}
 	keys, err := minter.LoadKeys(ctx, s.store)
@@ -123,7 +125,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Keys:      keys, Leases: sqlstore.For[lease.Tx](s.store), Uses: uses, Services: services,
 		Evidence: sqlstore.For[httpapi.EvidenceTx](s.store), Search: sqlstore.For[httpapi.SearchTx](s.store),
 		Policy: s.policy, Now: s.store.Now,
-		ExternalURL: cfg.ExternalURL, BehindProxy: cfg.BehindProxy, MaxWait: cfg.Approvals.MaxWait,
+		ExternalURL: cfg.ExternalURL, BehindProxy: cfg.BehindProxy, ProxyClientCert: cfg.ProxyClientCert, MaxWait: cfg.Approvals.MaxWait,
 		Metrics: metrics, Logger: log,
 	})
 	expirer := &revocation.Expirer{
@@ -291,14 +293,22 @@ func NewPolicy(
 	return policy.New(c)
 }
 
-func newIdentity(cfg config.Config, store *sqlstore.Store, log *slog.Logger) (*identity.Verifier, error) {
-	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: store.Now, Spend: store.Spend, SignedOut: store.SignedOut, Logger: log}
+func newIdentity(ctx context.Context, cfg config.Config, store *sqlstore.Store, log *slog.Logger) (*identity.Verifier, error) {
+	key, err := store.DigestKey(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("load digest key: %w", err)
+	}
+	nonceKey, err := hkdf.Expand(sha256.New, key, "writ dpop nonce", sha256.Size)
+	if err != nil {
+		return nil, fmt.Errorf("derive nonce key: %w", err)
+	}
+	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: store.Now, Spend: store.Spend, NonceKey: nonceKey, SignedOut: store.SignedOut, Logger: log}
 	for _, is := range cfg.Issuers {
 		out := identity.Issuer{
 			URL: is.Issuer, Kind: identity.Kind(is.Token), TrustDomain: is.TrustDomain, Audience: is.Audience,
 			Algorithms: is.Algorithms, JWKSFile: is.JWKSFile, JWKSURL: is.JWKSURL, IDTokenClients: is.IDTokenClients,
 			Leeway: is.ClockLeeway, MaxAge: is.MaxAge, SubjectClaim: is.Claims.Subject, ClientClaim: is.Claims.Client,
-			Match: is.Match, UserMatch: is.UserMatch, SenderConstraint: is.SenderConstraint,
+			Match: is.Match, UserMatch: is.UserMatch, SenderConstraint: is.SenderConstraint, DPoPNonce: is.DPoPNonce,
 		}
 		for _, p := range is.SpeaksFor {
 			switch p {

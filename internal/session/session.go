@@ -70,7 +70,6 @@ func (s Session) Alive(now time.Time) bool {
 // IsSignedOut reports whether the user signed out since the session's token.
 func (s Session) IsSignedOut() bool { return !s.User.Believed(s.SignedOut) }
 
-
 // BelongsTo reports whether the caller may know that s exists: it is the agent's
 // own, and of the user that the caller brings, if it brings one.
 func (s Session) BelongsTo(c identity.Caller) bool {
