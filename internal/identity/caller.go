@@ -154,7 +154,7 @@ func (v *Verifier) split(t verified) (agent Principal, user *Principal, err erro
 	case itself && !act.IsZero():
 		return Principal{}, nil, errors.New("has an actor but no user: its sub is its client or its actor")
 	case itself:
-		return Principal{Ref: v.agentOf(t.holder()), Claims: t.claims}, nil, nil
+		return Principal{Ref: v.agentOf(t.holder()), Claims: t.claims, Parsed: t.parsed}, nil, nil
 	case !t.User:
 		return Principal{}, nil, errors.New("is of an issuer that may not speak for users")
 	}
@@ -162,7 +162,7 @@ func (v *Verifier) split(t verified) (agent Principal, user *Principal, err erro
 	if !act.IsZero() {
 		agent.Ref = v.agentOf(act)
 	}
-	return agent, &Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims}, nil
+	return agent, &Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims, Parsed: t.parsed}, nil
 }
 
 // speaksForItself says that a token is a client's own: nobody's but the workload's
@@ -228,7 +228,7 @@ func (v *Verifier) subject(ctx context.Context, raw string, agent Ref, held dpop
 	if user == holder || user == mayAct {
 		return nil, errors.New("names no user: its sub is its actor")
 	}
-	return &Principal{Ref: user, Claims: t.claims}, nil
+	return &Principal{Ref: user, Claims: t.claims, Parsed: t.parsed}, nil
 }
 
 // Operator verifies an operator's token. A token without the configured claim is
@@ -244,7 +244,7 @@ func (v *Verifier) Operator(ctx context.Context, p Presented) (_ Principal, err 
 	if _, delegated := t.claims["act"]; delegated || !t.Issuer.Operator || !t.Operators.include(t.claims, t.client) {
 		return Principal{}, fault.New(fault.Forbidden, "this needs an operator")
 	}
-	return v.believed(ctx, Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims})
+	return v.believed(ctx, Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims, Parsed: t.parsed})
 }
 
 // believed refuses a principal that was signed out since.
@@ -271,7 +271,7 @@ func (v *Verifier) Service(ctx context.Context, p Presented) (_ Principal, err e
 	if _, delegated := t.claims["act"]; delegated || !t.Issuer.Service || !t.speaksForItself() {
 		return Principal{}, refused("the bearer token", errors.New("is not a service's own token, or its issuer may not speak for services"))
 	}
-	return v.believed(ctx, Principal{Ref: t.holder(), Claims: t.claims})
+	return v.believed(ctx, Principal{Ref: t.holder(), Claims: t.claims, Parsed: t.parsed})
 }
 
 // IDToken verifies an ID token that an issuer gave to Writ itself, as its client,

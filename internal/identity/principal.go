@@ -30,6 +30,8 @@ type Principal struct {
 	Ref
 	// Claims are those of the token that proved it; numbers are json.Number.
 	Claims map[string]any
+	// Parsed is what Config.Parse made of them, nil where they are not of a token.
+	Parsed any
 }
 
 // Login is the sid of the login at the issuer that the token is of (OpenID Connect

@@ -33,7 +33,10 @@ type Config struct {
 	// SignedOut is when a subject, or the login sid of theirs, was last signed out. Of
 	// agents and their users the session knows; this is for all others.
 	SignedOut func(ctx context.Context, subject Ref, sid string) (time.Time, error)
-	Logger    *slog.Logger
+	// Parse turns claims into what policy evaluates, once for as long as a token is
+	// remembered. nil: not at all.
+	Parse  func(claims map[string]any) any
+	Logger *slog.Logger
 }
 
 // Agent is an agent with identities besides its own: a service account that is known
@@ -53,6 +56,7 @@ type Verifier struct {
 	spend     func(context.Context, string, time.Time) (bool, error)
 	signedOut func(context.Context, Ref, string) (time.Time, error)
 	proofs    *dpop.Verifier
+	toParsed  func(map[string]any) any
 	log       *slog.Logger
 }
 
@@ -69,7 +73,7 @@ type issuer struct {
 func New(cfg Config) (*Verifier, error) {
 	v := &Verifier{
 		issuers: map[string]*issuer{}, domains: map[string]*issuer{}, agents: map[Ref]Ref{},
-		now: cfg.Now, spend: cfg.Spend, signedOut: cfg.SignedOut, log: cfg.Logger,
+		now: cfg.Now, spend: cfg.Spend, signedOut: cfg.SignedOut, toParsed: cfg.Parse, log: cfg.Logger,
 	}
 	v.proofs = &dpop.Verifier{Now: cfg.Now, Spend: cfg.Spend, NonceKey: cfg.NonceKey}
 	var err error
@@ -153,6 +157,7 @@ type verified struct {
 	subject string
 	client  string // the OAuth client it was issued to
 	bound   dpop.Confirmation
+	parsed  any
 }
 
 // The cache of verified tokens. It remembers successes only, and not for long.
@@ -191,6 +196,9 @@ func (v *Verifier) verify(ctx context.Context, raw string) (verified, error) {
 	keys, err := v.verifySignature(ctx, t)
 	if err != nil {
 		return verified{}, err
+	}
+	if v.toParsed != nil {
+		t.parsed = v.toParsed(t.claims)
 	}
 	v.cache.Add(sum, remembered{t.verified, keys, v.now().Add(cacheFor)})
 	return t.verified, nil

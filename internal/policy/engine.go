@@ -166,7 +166,7 @@ func (e *Engine) Decide(ctx context.Context, in Input) (_ Result, err error) {
 	}
 	defer done()
 	start := time.Now()
-	r := e.evaluate(ctx, s, in.Document(), in.Time)
+	r := e.evaluate(ctx, s, in.evaluable(), in.Time)
 	e.cfg.Metrics.PolicySeconds.Observe(time.Since(start).Seconds())
 	r.Policy = s.Version
 	return r, nil
