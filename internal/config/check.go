@@ -59,6 +59,11 @@ func (c *Config) fill(dir string) {
 			}
 		}
 	}
+	for i := range c.Issuers {
+		if s := c.Issuers[i].SignIn; s != nil {
+			abs(&s.ClientSecretFile)
+		}
+	}
 	for i := range c.Services {
 		abs(&c.Services[i].SecretFile)
 	}
@@ -135,6 +140,7 @@ func (c *Config) check(fail failFunc) {
 		fail.secret(key+"secret_file", s.SecretFile)
 		fail.required(key+"audience", s.Audience)
 	}
+	c.checkAgents(fail)
 }
 
 func (c *Config) checkStore(fail failFunc) {
@@ -270,6 +276,12 @@ func (is Issuer) check(fail failFunc, key string) {
 		if !slices.Equal(b.Algorithms, is.Algorithms) {
 			fail.algorithms(key+"ciba.id_token_algorithms", b.Algorithms)
 		}
+	}
+	if s := is.SignIn; s != nil {
+		if !slices.Contains(is.SpeaksFor, User) {
+			fail(key+"sign_in", "has no effect: speaks_for does not list user")
+		}
+		s.check(fail, key+"sign_in.")
 	}
 }
 

@@ -43,6 +43,7 @@ type Config struct {
 	Issuers   []Issuer          `yaml:"issuers"`
 	Minters   map[string]Minter `yaml:"minters"`
 	Services  []Service         `yaml:"services"`
+	Agents    []RegisteredAgent `yaml:"agents"`
 	Approvals Approvals         `yaml:"approvals"`
 	Audit     Audit             `yaml:"audit"`
 	Retention Retention         `yaml:"retention"`
@@ -110,6 +111,8 @@ type Issuer struct {
 	Operator *Operators `yaml:"operator"`
 	// CIBA reaches its users out of band.
 	CIBA *CIBA `yaml:"ciba"`
+	// SignIn lets its users sign in on Writ's own pages.
+	SignIn *SignIn `yaml:"sign_in"`
 }
 
 // Principal is a kind of identity.
@@ -165,6 +168,26 @@ type BindingMessage struct {
 	MaxLength int `yaml:"max_length"`
 	// Charset is portable (letters, digits and +._#-) or text (printable ASCII).
 	Charset string `yaml:"charset"`
+}
+
+// SignIn makes Writ a client of an issuer's authorization endpoint (OpenID Connect
+// Core §3.1), with the redirect URI ExternalURL/callback.
+type SignIn struct {
+	ClientID         string `yaml:"client_id"`
+	ClientSecretFile string `yaml:"client_secret_file"`
+	// ClientAuth is client_secret_basic (default) or client_secret_post.
+	ClientAuth string `yaml:"client_auth"`
+	// Scopes are asked for; openid is one of them.
+	Scopes []string `yaml:"scopes"`
+}
+
+// RegisteredAgent is what Writ knows of one agent beyond its tokens.
+type RegisteredAgent struct {
+	// Issuer and ID name it as its tokens do.
+	Issuer string `yaml:"issuer"`
+	ID     string `yaml:"id"`
+	// RedirectURIs lists where a sign-in that it asked for may end.
+	RedirectURIs []string `yaml:"redirect_uris"`
 }
 
 // Minter makes credentials of one kind for one target.
@@ -272,6 +295,10 @@ func (m *Minter) setDefaults() { m.MaxTTL = 5 * time.Minute }
 func (c *CIBA) setDefaults() {
 	c.ClientAuth, c.LoginHint, c.Timeout = "client_secret_basic", "{sub}", 40*time.Second
 	c.BindingMessage = BindingMessage{MaxLength: 20, Charset: "portable"}
+}
+
+func (s *SignIn) setDefaults() {
+	s.ClientAuth, s.Scopes = "client_secret_basic", []string{"openid"}
 }
 
 // Load reads and checks a file. File names in it are relative to its folder. The
