@@ -39,6 +39,11 @@ func name(r identity.Ref) string { return word(r.ID) + " (" + word(r.Issuer) + "
 var phrases = map[audit.Kind]string{
 	audit.SessionOpened:       "session opened",
 	audit.SessionEnded:        "session ended",
+	audit.SignInOpened:        "sign-in opened",
+	audit.SignInSignedIn:      "signed in",
+	audit.SignInConsented:     "consented to the session",
+	audit.SignInDeclined:      "declined the session",
+	audit.SignInCompleted:     "sign-in completed",
 	audit.DecisionAllow:       "allowed",
 	audit.DecisionDeny:        "denied",
 	audit.DecisionRequireCIBA: "approval required for",
