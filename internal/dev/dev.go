@@ -165,6 +165,10 @@ func (d *Dev) serverConfig(cfg Config) (config.Config, error) {
 			LoginHint: "{sub}", Algorithms: []string{"ES256"}, Timeout: 40 * time.Second,
 			BindingMessage: config.BindingMessage{MaxLength: 200, Charset: "text"},
 		},
+		SignIn: &config.SignIn{
+			ClientID: "writ", ClientSecretFile: filepath.Join(cfg.Dir, "ciba-client-secret"), ClientAuth: "client_secret_basic",
+			Scopes: []string{"openid", "profile", "email", "groups"},
+		},
 	}}
 	c.Minters = map[string]config.Minter{}
 	for name, scopes := range minters {

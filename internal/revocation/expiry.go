@@ -14,7 +14,7 @@ import (
 )
 
 // Expirer records the end of leases and sessions whose time is over, and forgets
-// old idempotency keys. Nothing depends on its speed: leases and sessions are
+// old idempotency keys and sign-ins. Nothing depends on its speed: leases and sessions are
 // refused by their time alone.
 type Expirer struct {
 	*Revoker
@@ -29,6 +29,8 @@ const (
 	expireBatch = 100
 	// keyAge outlives every lease and approval that a retry could be about.
 	keyAge = 24 * time.Hour
+	// signInAge is for those who come late to be told so; the log has the rest.
+	signInAge = 24 * time.Hour
 )
 
 // Run works until ctx ends.
@@ -115,6 +117,11 @@ func (e *Expirer) forget(ctx context.Context) (more bool, err error) {
 		if err != nil {
 			return err
 		}
+		n, err := tx.ForgetSignIns(ctx, tx.Now().Add(-signInAge), expireBatch)
+		if err != nil {
+			return err
+		}
+		forgotten = max(forgotten, n)
 		if e.KeepRecords > 0 {
 			n, err := tx.ForgetSessions(ctx, tx.Now().Add(-e.KeepRecords), expireBatch)
 			if err != nil {
