@@ -37,6 +37,7 @@ var w *world
 type world struct {
 	m      *testing.M
 	dev    *dev.Dev
+	dir    string // of its data
 	spec   *openapi3.T
 	routes chi.Routes
 	client *http.Client
@@ -70,6 +71,7 @@ func (x *world) run() (code int, err error) {
 		return 1, err
 	}
 	defer os.RemoveAll(dir)
+	x.dir = dir
 	if x.spec, err = openapi3.NewLoader().LoadFromData(httpapi.OpenAPI); err != nil {
 		return 1, err
 	}

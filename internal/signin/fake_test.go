@@ -103,13 +103,19 @@ func (f *fake) visit(t *testing.T, w *world, post bool) *visit {
 		Issuer: f.url, ClientID: "writ", ClientSecret: "s:%&", AuthInBody: post, Scopes: []string{"openid"}, HTTP: client, Verifier: verifier,
 	}}
 	v := w.start(w.open(signin.Ask{}))
-	u, err := url.Parse(v.to)
+	v.answer = fakeAnswer(t, v.to)
+	return v
+}
+
+// fakeAnswer is what a fake says to an authorization request. Its codes are the nonces
+// that they stand for.
+func fakeAnswer(t *testing.T, to string) url.Values {
+	t.Helper()
+	u, err := url.Parse(to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The fake's codes are the nonces that they stand for.
-	v.answer = url.Values{"state": {u.Query().Get("state")}, "code": {u.Query().Get("nonce")}}
-	return v
+	return url.Values{"state": {u.Query().Get("state")}, "code": {u.Query().Get("nonce")}}
 }
 
 func TestIDToken(t *testing.T) {
