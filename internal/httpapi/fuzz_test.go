@@ -71,7 +71,7 @@ func TestWords(t *testing.T) {
 		"**":                {Before: "every action there is"},
 		"*":                 {Before: "whatever matches", Pattern: "*"},
 		"crm.**":            {"any action under", "crm", ", at any depth"},
-		"crm.opportunity.*": {"any action under", "crm.opportunity", ", one level deep"},
+		"crm.opportunity.*": {"any action directly under", "crm.opportunity", ""},
 		"crm.*.read":        {"whatever matches", "crm.*.read", ""},
 		"crm.*.**":          {"whatever matches", "crm.*.**", ""},
 		"crm.opportunity":   {Pattern: "crm.opportunity"},

@@ -7,11 +7,13 @@ import (
 	"html/template"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
 
 	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/telemetry"
 )
 
@@ -23,7 +25,7 @@ const signInPath = "/signin/"
 // pages are the templates by name, each with the layout around it.
 var pages = func() map[string]*template.Template {
 	layout := template.Must(template.New("layout.html").Funcs(template.FuncMap{
-		"visible": visible, "host": host, "action": actionWords, "resource": resourceWords, "span": span,
+		"visible": visible, "names": names, "host": host, "action": actionWords, "resource": resourceWords, "span": span,
 		"when": func(t time.Time) string { return t.UTC().Format("2 January 2006, 15:04 UTC") },
 		"iso":  func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	}).ParseFS(pageFiles, "pages/layout.html"))
@@ -156,6 +158,20 @@ func blank(r rune) bool {
 	return unicode.Is(unicode.Variation_Selector, r)
 }
 
+// names are what a person is called by, best known first; the subject, which alone is
+// sure, is always among them.
+func names(p identity.Principal) (out []string) {
+	for _, claim := range []string{"name", "preferred_username", "email"} {
+		if v, ok := p.Claims[claim].(string); ok && v != "" && !slices.Contains(out, v) {
+			out = append(out, v)
+		}
+	}
+	if !slices.Contains(out, p.ID) {
+		out = append(out, p.ID)
+	}
+	return out
+}
+
 // host is a URL without what is always the same.
 func host(u string) string { return strings.TrimSuffix(strings.TrimPrefix(u, "https://"), "/") }
 
@@ -177,7 +193,7 @@ func actionWords(p string) words {
 	if p == "**" {
 		return words{Before: "every action there is"}
 	}
-	return patternWords(p, ".", "any action under")
+	return patternWords(p, ".", "any action")
 }
 
 // resourceWords explains a pattern of ids: * stops at a slash, ** at nothing.
@@ -188,19 +204,19 @@ func resourceWords(p string) words {
 	if p == "*" {
 		return words{Before: "any whose name has no slash"}
 	}
-	return patternWords(p, "/", "any under")
+	return patternWords(p, "/", "any")
 }
 
-func patternWords(p, separator, under string) words {
+func patternWords(p, separator, some string) words {
 	const special = `*?[]{}!\`
 	if !strings.ContainsAny(p, special) {
 		return words{Pattern: p}
 	}
 	if rest, ok := strings.CutSuffix(p, separator+"**"); ok && !strings.ContainsAny(rest, special) {
-		return words{Before: under, Pattern: rest, After: ", at any depth"}
+		return words{Before: some + " under", Pattern: rest, After: ", at any depth"}
 	}
 	if rest, ok := strings.CutSuffix(p, separator+"*"); ok && !strings.ContainsAny(rest, special) {
-		return words{Before: under, Pattern: rest, After: ", one level deep"}
+		return words{Before: some + " directly under", Pattern: rest}
 	}
 	return words{Before: "whatever matches", Pattern: p}
 }

@@ -205,7 +205,7 @@ func TestSignInJourney(t *testing.T) {
 	stranger.get(t, "/consent/"+id).page(t, 403, "This browser is not the one")
 
 	consent := b.get(t, "/consent/"+id)
-	for _, want := range []string{"sales-agent", "alice", "Tidy &lt;b&gt;the&lt;/b&gt; pipeline", "any action under", "every one there is", "30 minutes", "127.0.0.1"} {
+	for _, want := range []string{"sales-agent", "alice", "Tidy &lt;b&gt;the&lt;/b&gt; pipeline", "any action directly under", "every one there is", "30 minutes", "127.0.0.1"} {
 		consent.page(t, 200, want)
 	}
 	stranger.post(t, "/consent/"+id, "form", consent.field("form"), "answer", "accept").page(t, 403, "Nothing was allowed")
