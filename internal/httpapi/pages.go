@@ -229,8 +229,8 @@ func span(d time.Duration) string {
 		name string
 		size time.Duration
 	}{{"hour", time.Hour}, {"minute", time.Minute}, {"second", time.Second}} {
-		n := d / unit.size
-		d -= n * unit.size
+		n := int64(d / unit.size)
+		d %= unit.size
 		if n == 1 {
 			parts = append(parts, "1 "+unit.name)
 		} else if n > 1 {

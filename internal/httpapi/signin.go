@@ -216,7 +216,7 @@ const cookieLife = 20 * time.Minute
 // cookie ties a sign-in to this browser. The prefix keeps other hosts, and plain http,
 // from setting it; on loopback without TLS there is no such protection.
 func (a *API) cookie(id, value string) *http.Cookie {
-	return &http.Cookie{
+	return &http.Cookie{ //nolint:gosec // G124: plain http, on loopback, has no Secure cookies
 		Name: a.cookieName(id), Value: value, Path: "/", MaxAge: int(cookieLife.Seconds()),
 		HttpOnly: true, Secure: a.secure(), SameSite: http.SameSiteLaxMode, // Lax: the provider leads back here
 	}

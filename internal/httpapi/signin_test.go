@@ -252,7 +252,7 @@ func TestSignInEndsOtherwise(t *testing.T) {
 
 	// Late.
 	expire := func(id string) {
-		storetest.Exec(t, "sqlite:"+filepath.Join(w.dir, "writ.db"), `UPDATE signins SET expires_at = 1 WHERE id = '`+id+`'`)
+		storetest.Exec(t, "sqlite:"+filepath.Join(w.dir, "writ.db"), `UPDATE sign_ins SET expires_at = 1 WHERE id = '`+id+`'`)
 	}
 	id, path = openSignIn(t, obj{})
 	back = b.atProvider(t, b.post(t, path), "alice")

@@ -30,7 +30,7 @@ func newSignIn(cfg config.Config, v *identity.Verifier, store *sqlstore.Store, s
 		})
 	}
 	if len(f.Providers) == 0 {
-		return nil, nil //nolint:nilnil // no sign-in is no error
+		return nil, nil
 	}
 	for _, a := range cfg.Agents {
 		f.Redirects[identity.Ref{Issuer: a.Issuer, ID: a.ID}] = a.RedirectURIs

@@ -2,7 +2,7 @@
 -- SHA-256 in base64url; what they are of is nowhere in the store.
 
 -- +goose Up
-CREATE TABLE signins (
+CREATE TABLE sign_ins (
   id            TEXT PRIMARY KEY,
   version       BIGINT NOT NULL,
   state         TEXT NOT NULL,
@@ -27,7 +27,7 @@ CREATE TABLE signins (
   opened_at     BIGINT NOT NULL,
   expires_at    BIGINT NOT NULL
 );
-CREATE UNIQUE INDEX signins_token ON signins (token_hash);
-CREATE UNIQUE INDEX signins_state ON signins (state_hash) WHERE state_hash <> '';
-CREATE INDEX signins_agent ON signins (agent_subject, agent_issuer, expires_at);
-CREATE INDEX signins_due ON signins (expires_at);
+CREATE UNIQUE INDEX sign_ins_token ON sign_ins (token_hash);
+CREATE UNIQUE INDEX sign_ins_state ON sign_ins (state_hash) WHERE state_hash <> '';
+CREATE INDEX sign_ins_agent ON sign_ins (agent_subject, agent_issuer, expires_at);
+CREATE INDEX sign_ins_due ON sign_ins (expires_at);

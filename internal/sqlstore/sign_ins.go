@@ -21,7 +21,7 @@ func scanSignIn(r scanner) (s signin.SignIn, err error) {
 
 // InsertSignIn implements signin.Tx.
 func (t *Tx) InsertSignIn(ctx context.Context, s signin.SignIn) error {
-	return t.insert(ctx, "insert sign-in", `INSERT INTO signins (`+signInColumns+`)
+	return t.insert(ctx, "insert sign-in", `INSERT INTO sign_ins (`+signInColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)`,
 		s.ID, s.Version, s.State, s.Agent.Issuer, s.Agent.ID, s.From, s.Spec.Task, asJSON(s.Spec.Envelope), s.Spec.Age.Microseconds(),
 		s.RedirectURI, s.AgentState, s.TokenHash, s.BrowserHash, s.StateHash, s.CodeHash,
@@ -44,13 +44,13 @@ func (t *Tx) SignInByState(ctx context.Context, hash string) (signin.SignIn, err
 }
 
 func (t *Tx) signIn(ctx context.Context, where, value string) (signin.SignIn, error) {
-	return one(ctx, t, "read sign-in", scanSignIn, `SELECT `+signInColumns+` FROM signins WHERE `+where+t.kept(), value)
+	return one(ctx, t, "read sign-in", scanSignIn, `SELECT `+signInColumns+` FROM sign_ins WHERE `+where+t.kept(), value)
 }
 
 // UpdateSignIn implements signin.Tx.
 func (t *Tx) UpdateSignIn(ctx context.Context, s *signin.SignIn) error {
 	err := t.change(ctx, signin.ErrStale, "update sign-in", `
-		UPDATE signins SET version = version + 1, state = $1, browser_hash = $2, state_hash = $3, code_hash = $4, issuer = $5,
+		UPDATE sign_ins SET version = version + 1, state = $1, browser_hash = $2, state_hash = $3, code_hash = $4, issuer = $5,
 		  user_issuer = $6, user_subject = $7, user_claims = $8, wrong_codes = $9, session = $10, expires_at = $11
 		WHERE id = $12 AND version = $13`,
 		s.State, s.BrowserHash, s.StateHash, s.CodeHash, s.Issuer,
@@ -67,12 +67,12 @@ func (t *Tx) CountOpenSignIns(ctx context.Context, agent identity.Ref) (int, err
 		return 0, err
 	}
 	return one(ctx, t, "count sign-ins", func(r scanner) (n int, err error) { return n, r.Scan(&n) },
-		`SELECT count(*) FROM signins WHERE agent_subject = $1 AND agent_issuer = $2 AND expires_at > $3
+		`SELECT count(*) FROM sign_ins WHERE agent_subject = $1 AND agent_issuer = $2 AND expires_at > $3
 		  AND state NOT IN ('declined', 'completed')`, agent.ID, agent.Issuer, micros(t.now))
 }
 
 // ForgetSignIns implements revocation.Tx.
 func (t *Tx) ForgetSignIns(ctx context.Context, before time.Time, limit int) (int64, error) {
-	return t.exec(ctx, "forget sign-ins", `DELETE FROM signins WHERE id IN
-		(SELECT id FROM signins WHERE expires_at < $1 ORDER BY expires_at LIMIT $2)`, micros(before), limit)
+	return t.exec(ctx, "forget sign-ins", `DELETE FROM sign_ins WHERE id IN
+		(SELECT id FROM sign_ins WHERE expires_at < $1 ORDER BY expires_at LIMIT $2)`, micros(before), limit)
 }
