@@ -180,10 +180,20 @@ func (c *Client) Withdraw(ctx context.Context, id string) (*Approval, error) {
 	return a, c.call(ctx, http.MethodDelete, "/approvals/"+url.PathEscape(id), nil, nil, a)
 }
 
-// OpenSession opens a session for the user that the tokens name.
+// OpenSession opens a session for the user that the tokens name. Where they name none,
+// and users can sign in at Writ, the error is a *SignInRequired.
 func (c *Client) OpenSession(ctx context.Context, r SessionRequest) (*Session, error) {
-	s := new(Session)
-	return s, c.call(ctx, http.MethodPost, "/sessions", nil, r, s)
+	var answer struct {
+		Session
+		SignIn *SignInRequired `json:"sign_in"`
+	}
+	if err := c.call(ctx, http.MethodPost, "/sessions", nil, r, &answer); err != nil {
+		return nil, err
+	}
+	if answer.SignIn != nil {
+		return nil, answer.SignIn
+	}
+	return &answer.Session, nil
 }
 
 // Session returns a session.

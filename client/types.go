@@ -100,6 +100,10 @@ type SessionRequest struct {
 	Task         string    `json:"task,omitempty"`
 	Envelope     *Envelope `json:"envelope,omitempty"`
 	ExpiresIn    int       `json:"expires_in,omitempty"` // seconds
+	// RedirectURI is where a sign-in ends, if one is needed: one that is registered for
+	// the agent. State comes back with it. Both are refused where none is needed.
+	RedirectURI string `json:"redirect_uri,omitempty"`
+	State       string `json:"state,omitempty"`
 }
 
 // Envelope is the most that the session will need; policy holds it to that.

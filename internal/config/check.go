@@ -61,6 +61,11 @@ func (c *Config) fill(dir string) {
 			}
 		}
 	}
+	for i := range c.Issuers {
+		if s := c.Issuers[i].SignIn; s != nil {
+			abs(&s.ClientSecretFile)
+		}
+	}
 	for i := range c.Services {
 		abs(&c.Services[i].SecretFile)
 	}
@@ -131,7 +136,6 @@ func (c *Config) check(fail failFunc) {
 			c.checkSpeaker(fail, fmt.Sprintf("issuers[%d].signals.subjects", i), is.Signals.Subjects, User)
 		}
 	}
-	c.checkAgents(fail)
 	for _, name := range slices.Sorted(maps.Keys(c.Minters)) {
 		c.checkMinter(fail, name, c.Minters[name])
 	}
@@ -146,6 +150,7 @@ func (c *Config) check(fail failFunc) {
 		c.checkServiceProof(fail, key, s)
 		fail.required(key+"audience", s.Audience)
 	}
+	c.checkAgents(fail)
 }
 
 func (c *Config) checkStore(fail failFunc) {
@@ -288,6 +293,12 @@ func (is Issuer) check(fail failFunc, key string) {
 			fail.algorithms(key+"ciba.id_token_algorithms", b.Algorithms)
 		}
 	}
+	if s := is.SignIn; s != nil {
+		if !slices.Contains(is.SpeaksFor, User) {
+			fail(key+"sign_in", "has no effect: speaks_for does not list user")
+		}
+		s.check(fail, key+"sign_in.")
+	}
 }
 
 // checkKeys wants one place that keys come from. Only discovery needs an issuer that is
@@ -347,6 +358,9 @@ func (is Issuer) checkToken(fail failFunc, key string) {
 	if is.CIBA != nil {
 		clients = append(clients, is.CIBA.ClientID)
 	}
+	if is.SignIn != nil {
+		clients = append(clients, is.SignIn.ClientID)
+	}
 	if slices.Contains(clients, is.Audience) && is.Token != "access_token" {
 		fail(key+"audience", "is also a client of ID tokens: an ID token could pass for a token to Writ")
 	}
@@ -366,6 +380,9 @@ func (c *Config) checkAgents(fail failFunc) {
 		c.checkSpeaker(fail, key+".issuer", a.Issuer, Agent)
 		fail.required(key+".id", a.ID)
 		claim(key, Subject{a.Issuer, a.ID})
+		for j, uri := range a.RedirectURIs {
+			fail.redirectURI(fmt.Sprintf("%s.redirect_uris[%d]", key, j), uri)
+		}
 		for j, s := range a.Identities {
 			other := fmt.Sprintf("%s.identities[%d]", key, j)
 			c.checkSpeaker(fail, other+".issuer", s.Issuer, Agent)

@@ -110,6 +110,9 @@ type sessionBody struct {
 	Task         string        `json:"task"`
 	Envelope     *envelopeBody `json:"envelope"`
 	ExpiresIn    *int          `json:"expires_in"` // seconds
+	RedirectURI  *string       `json:"redirect_uri"`
+	State        *string       `json:"state"`
+	SignIn       *signInBody   `json:"sign_in"`
 }
 
 type envelopeBody struct {
@@ -125,26 +128,25 @@ func (a *API) openSession(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(w, r, &b); err != nil {
 		return err
 	}
-	subject, err := optional("/subject_token", b.SubjectToken)
+	q, err := a.sessionRequest(b)
 	if err != nil {
 		return err
 	}
-	c, err := a.callerWith(r, subject)
+	c, err := a.callerWith(r, q.subject)
 	if err != nil {
 		return err
 	}
-	spec := session.Spec{Task: b.Task}
-	if n := b.ExpiresIn; n != nil {
-		longest := int(a.Sessions.Settings.MaxAge.Seconds())
-		if *n < 1 || *n > longest {
-			return fault.Invalid("/expires_in", "expected 1 to %d seconds", longest)
-		}
-		spec.Age = time.Duration(*n) * time.Second
+	var s session.Session
+	switch {
+	case b.SignIn != nil:
+		s, err = a.completeSignIn(r, c, *b.SignIn)
+	case c.User == nil && a.SignIns != nil:
+		return a.openSignIn(w, r, c, q)
+	case q.redirectURI != "" || q.state != "":
+		return errNoSignIn
+	default:
+		s, err = a.Sessions.Open(r.Context(), c, q.spec)
 	}
-	if b.Envelope != nil {
-		spec.Envelope = &session.Envelope{Actions: b.Envelope.Actions, Resources: b.Envelope.Resources}
-	}
-	s, err := a.Sessions.Open(r.Context(), c, spec)
 	if err != nil {
 		return err
 	}

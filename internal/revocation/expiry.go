@@ -14,7 +14,7 @@ import (
 )
 
 // Expirer records the end of leases and sessions whose time is over, and forgets
-// old idempotency keys. Nothing depends on its speed: leases and sessions are
+// old idempotency keys and sign-ins. Nothing depends on its speed: leases and sessions are
 // refused by their time alone.
 type Expirer struct {
 	*Revoker
@@ -29,6 +29,8 @@ const (
 	expireBatch = 100
 	// keyAge outlives every lease and approval that a retry could be about.
 	keyAge = 24 * time.Hour
+	// signInAge is for those who come late to be told so; the log has the rest.
+	signInAge = 24 * time.Hour
 )
 
 // Run works until ctx ends.
@@ -115,7 +117,10 @@ func (e *Expirer) forget(ctx context.Context) (more bool, err error) {
 		if err != nil {
 			return err
 		}
-		for _, drop := range []func(context.Context, int) (int64, error){tx.ForgetSpent, tx.ForgetSignOuts} {
+		forgetSignIns := func(ctx context.Context, limit int) (int64, error) {
+			return tx.ForgetSignIns(ctx, tx.Now().Add(-signInAge), limit)
+		}
+		for _, drop := range []func(context.Context, int) (int64, error){tx.ForgetSpent, tx.ForgetSignOuts, forgetSignIns} {
 			n, err := drop(ctx, expireBatch)
 			if err != nil {
 				return err

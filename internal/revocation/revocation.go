@@ -52,6 +52,8 @@ type Tx interface {
 	ForgetSessions(ctx context.Context, before time.Time, limit int) (int64, error)
 	// ForgetInputs drops what decisions before a time were made on.
 	ForgetInputs(ctx context.Context, before time.Time, limit int) (int64, error)
+	// ForgetSignIns drops sign-ins whose time was over before a time.
+	ForgetSignIns(ctx context.Context, before time.Time, limit int) (int64, error)
 }
 
 // Store runs transactions.

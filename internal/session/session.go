@@ -3,6 +3,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -19,8 +20,11 @@ import (
 // Source says whose word something is.
 type Source string
 
-// SourceAgent marks what only the agent said.
-const SourceAgent Source = "agent"
+// The sources.
+const (
+	SourceAgent Source = "agent" // only the agent said so
+	SourceUser  Source = "user"  // the user consented to it on Writ's own page
+)
 
 // Task is what the user wants done.
 type Task struct {
@@ -87,6 +91,8 @@ type Spec struct {
 	Task     string
 	Envelope *Envelope
 	Age      time.Duration // zero: the default
+	// Source says whose word task and envelope are; "" is the agent's.
+	Source Source
 }
 
 // The limits of what an opener can declare.
@@ -138,12 +144,13 @@ func New(user identity.Principal, agent identity.Ref, spec Spec, limits Settings
 		ID: id.New(id.Session), Version: 1, User: user, Agent: agent,
 		StartedAt: now, EndsAt: now.Add(age), Counters: map[string]int64{},
 	}
+	source := cmp.Or(spec.Source, SourceAgent)
 	if spec.Task != "" {
-		s.Task = &Task{Text: spec.Task, Source: SourceAgent}
+		s.Task = &Task{Text: spec.Task, Source: source}
 	}
 	if spec.Envelope != nil {
 		e := *spec.Envelope
-		e.Source = SourceAgent
+		e.Source = source
 		s.Envelope = &e
 	}
 	return s
