@@ -20,6 +20,8 @@ const (
 	SessionOpened Kind = "session.opened"
 	SessionEnded  Kind = "session.ended"
 
+	SessionEnvelope Kind = "session.envelope" // it was narrowed or widened
+
 	DecisionAllow       Kind = "decision.allow"
 	DecisionDeny        Kind = "decision.deny"
 	DecisionRequireCIBA Kind = "decision.require_ciba"

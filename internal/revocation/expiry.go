@@ -14,7 +14,7 @@ import (
 )
 
 // Expirer records the end of leases and sessions whose time is over, and forgets
-// old idempotency keys. Nothing depends on its speed: leases and sessions are
+// old idempotency keys and what was left on pairs long enough ago. Nothing depends on its speed: leases and sessions are
 // refused by their time alone.
 type Expirer struct {
 	*Revoker
@@ -29,6 +29,8 @@ const (
 	expireBatch = 100
 	// keyAge outlives every lease and approval that a retry could be about.
 	keyAge = 24 * time.Hour
+	// scopeAge outlives every decision that could have read a scope's version.
+	scopeAge = 24 * time.Hour
 )
 
 // Run works until ctx ends.
@@ -95,7 +97,11 @@ func (e *Expirer) expireSessions(ctx context.Context) (more bool, err error) {
 			return err
 		}
 		for _, s := range sessions {
-			if err := t.end(ctx, tx, s, "expired", identity.Ref{}); err != nil {
+			reason := "expired"
+			if tx.Now().Before(s.EndsAt) {
+				reason = "idle"
+			}
+			if err := t.end(ctx, tx, s, reason, identity.Ref{}); err != nil {
 				return err
 			}
 		}
@@ -115,6 +121,11 @@ func (e *Expirer) forget(ctx context.Context) (more bool, err error) {
 		if err != nil {
 			return err
 		}
+		n, err := tx.ForgetReservations(ctx, tx.Now().Add(-scopeAge), expireBatch)
+		if err != nil {
+			return err
+		}
+		forgotten = max(forgotten, n)
 		if e.KeepRecords > 0 {
 			n, err := tx.ForgetSessions(ctx, tx.Now().Add(-e.KeepRecords), expireBatch)
 			if err != nil {
