@@ -56,8 +56,8 @@ const maxAttempts = 8
 
 // Decide answers one request. An error means that no decision was reached.
 func (d *Decider) Decide(ctx context.Context, req Request) (Answer, error) {
-	if strings.HasPrefix(req.Intent.Action, Reserved) {
-		return Answer{}, fault.Invalid("/intent/action", "begins with %s, which is for Writ's own questions, such as POST /sessions/{id}/envelope", Reserved)
+	if strings.HasPrefix(req.Intent.Action, intent.Reserved) {
+		return Answer{}, fault.Invalid("/intent/action", "begins with %s, which is for Writ's own questions, such as POST /sessions/{id}/envelope", intent.Reserved)
 	}
 	return d.wait(ctx, req)
 }

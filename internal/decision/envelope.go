@@ -12,13 +12,10 @@ import (
 	"github.com/writsec/writ/internal/session"
 )
 
-// Reserved is how the actions begin that only Writ itself asks policy about.
-const Reserved = "writ."
-
 // Widening an envelope, as policy sees it: the parameters are the new envelope.
 const (
-	widenAction = Reserved + "envelope.widen"
-	sessionType = Reserved + "session"
+	widenAction = intent.Reserved + "envelope.widen"
+	sessionType = intent.Reserved + "session"
 )
 
 // EnvelopeRequest is one POST /sessions/{id}/envelope, read but not believed.

@@ -70,10 +70,12 @@ type Tx interface {
 // at the version that usage was read at; otherwise ErrChanged. Whether there is
 // enough is the caller's to judge, by usage.
 func Reserve(ctx context.Context, tx Tx, scope string, version int64, usage Usage, rs []Reservation) error {
+	taken := map[string]int64{}
 	for _, r := range rs {
-		if r.Amount < 0 || usage[r.Name].Amount > math.MaxInt64-r.Amount {
+		if r.Amount < 0 || plus(usage[r.Name].Amount, taken[r.Name]) > math.MaxInt64-r.Amount {
 			return ErrOverflow
 		}
+		taken[r.Name] += r.Amount
 	}
 	if err := tx.AdvanceScope(ctx, scope, version); err != nil {
 		return err

@@ -45,11 +45,9 @@ asked if {
 }
 
 # Undefined if there is anything that the user can't read or that is not of the shape expected here.
-message := concat("; ", array.concat(["Let the session do more"], [part | some part in [
-	list("do", actions),
-	list("on", resources),
-	list("with", limits),
-][_]])) if {
+message := sprintf("Widen the session: %s", [concat("; ", parts)]) if {
+	parts := [part | some part in [list("do", actions), list("on", resources), list("with", limits)][_]]
+
 	is_array(input.intent.parameters.actions)
 	is_array(input.intent.parameters.resources)
 	is_object(object.get(input.intent.parameters, "limits", {}))

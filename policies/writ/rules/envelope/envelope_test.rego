@@ -30,15 +30,15 @@ test_what_the_user_reads[name] if {
 	some name, case in {
 		"all of what only the agent declared": {
 			"changes": {},
-			"want": "Let the session do more; do crm.email.read, crm.opportunity.read; on crm.email m/**, crm.opportunity opp-1",
+			"want": "Widen the session: do crm.email.read, crm.opportunity.read; on crm.email m/**, crm.opportunity opp-1",
 		},
 		"what is new to them": {
 			"changes": {"/session/envelope/source": "user"},
-			"want": "Let the session do more; do crm.email.read; on crm.email m/**",
+			"want": "Widen the session: do crm.email.read; on crm.email m/**",
 		},
 		"a limit": {
 			"changes": {"/session/envelope/source": "user", "/intent/parameters/limits": {"paid_EUR": 5000}},
-			"want": "Let the session do more; do crm.email.read; on crm.email m/**; with paid_EUR up to 5000",
+			"want": "Widen the session: do crm.email.read; on crm.email m/**; with paid_EUR up to 5000",
 		},
 		"a limit raised": {
 			"changes": {
@@ -46,14 +46,14 @@ test_what_the_user_reads[name] if {
 				"/session/envelope/limits": {"n": 1, "m": 2},
 				"/intent/parameters": {"actions": ["crm.opportunity.read"], "resources": [], "limits": {"n": 10, "m": 2}},
 			},
-			"want": "Let the session do more; with n up to 10",
+			"want": "Widen the session: with n up to 10",
 		},
 		"a limit gone": {
 			"changes": {
 				"/session/envelope/limits": {"n": 1},
 				"/intent/parameters": {"actions": ["a"], "resources": []},
 			},
-			"want": "Let the session do more; do a; with n without limit",
+			"want": "Widen the session: do a; with n without limit",
 		},
 	}
 	told(fixture.edit(widen, case.changes)) == case.want
