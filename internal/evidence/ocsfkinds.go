@@ -24,6 +24,8 @@ var ocsfKinds = map[audit.Kind]mapping{
 	audit.SessionOpened: {ocsfCreate, 1, 1},
 	audit.SessionEnded:  {ocsfDelete, 1, 1},
 
+	audit.SessionEnvelope: {ocsfUpdate, 1, 1},
+
 	audit.DecisionAllow:       {ocsfOther, 1, 1},
 	audit.DecisionDeny:        {ocsfOther, 2, 2},
 	audit.DecisionRequireCIBA: {ocsfOther, 1, 99},

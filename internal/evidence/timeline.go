@@ -39,6 +39,7 @@ func name(r identity.Ref) string { return word(r.ID) + " (" + word(r.Issuer) + "
 var phrases = map[audit.Kind]string{
 	audit.SessionOpened:       "session opened",
 	audit.SessionEnded:        "session ended",
+	audit.SessionEnvelope:     "envelope changed",
 	audit.DecisionAllow:       "allowed",
 	audit.DecisionDeny:        "denied",
 	audit.DecisionRequireCIBA: "approval required for",

@@ -1164,3 +1164,24 @@ func TestRootKeyIsNeverShown(t *testing.T) {
 		}
 	}
 }
+
+// A session of a binary that knew no scopes has the one of its user and agent.
+func TestSessionOfTheBinaryBefore(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		s := f.session()
+		f.in(func(tx *Tx) error { return tx.AdvanceScope(f.ctx, s.Scope, 0) })
+		f.in(func(tx *Tx) error {
+			_, err := tx.exec(f.ctx, "forget scope", `UPDATE sessions SET scope = '', idle_at = 0 WHERE id = $1`, s.ID)
+			return err
+		})
+		got := must(f, func(tx *Tx) (session.Session, error) { return tx.Session(f.ctx, s.ID) })
+		if got.Scope != session.ScopeOf(alice, bot) || got.ScopeVersion == 0 || !got.IdleAt.IsZero() {
+			t.Errorf("%+v", got)
+		}
+		f.in(func(tx *Tx) error { return tx.CheckSession(f.ctx, got) })
+		got.ScopeVersion--
+		if err := f.Update(f.ctx, func(tx *Tx) error { return tx.CheckSession(f.ctx, got) }); !errors.Is(err, session.ErrChanged) {
+			t.Errorf("a scope that has changed: %v", err)
+		}
+	})
+}
