@@ -479,10 +479,10 @@ func (d *Decider) settle(ctx context.Context, tx Tx, req Request, s situation, r
 		}
 	}
 	m := session.Settlement{Recent: s.recent, Marks: session.Marks{Labels: r.Labels, Counters: r.Counters}, Decision: decision}
-	switch {
-	case r.Effect == policy.RequireCIBA: // while a person is asked, the session is not idle
+	switch r.Effect {
+	case policy.RequireCIBA: // while a person is asked, the session is not idle
 		m.Busy = r.plan.ExpiresIn
-	case r.Effect == policy.Allow:
+	case policy.Allow:
 		m.Widened = req.widen
 	}
 	return session.Settle(ctx, tx, s.session, d.cfg.Sessions, m)
