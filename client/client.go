@@ -202,6 +202,18 @@ func (c *Client) Session(ctx context.Context, id string) (*Session, error) {
 	return s, c.call(ctx, http.MethodGet, "/sessions/"+url.PathEscape(id), nil, nil, s)
 }
 
+// ChangeEnvelope gives a session another envelope: at once if it narrows, and otherwise
+// once its user has approved it.
+func (c *Client) ChangeEnvelope(ctx context.Context, id string, r EnvelopeRequest) (*EnvelopeAnswer, error) {
+	r.Envelope.Source = ""
+	h := http.Header{}
+	if r.Wait > 0 {
+		h.Set("Prefer", fmt.Sprintf("wait=%d", wholeSeconds(r.Wait)))
+	}
+	a := new(EnvelopeAnswer)
+	return a, c.call(ctx, http.MethodPost, "/sessions/"+url.PathEscape(id)+"/envelope", h, r, a)
+}
+
 // EndSession ends a session and revokes every credential in it.
 func (c *Client) EndSession(ctx context.Context, id string) (*Session, error) {
 	s := new(Session)

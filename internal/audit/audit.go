@@ -27,6 +27,8 @@ const (
 	SignInDeclined  Kind = "signin.declined"
 	SignInCompleted Kind = "signin.completed" // the agent brought the code, and the session is open
 
+	SessionEnvelope Kind = "session.envelope" // it was narrowed or widened
+
 	DecisionAllow       Kind = "decision.allow"
 	DecisionDeny        Kind = "decision.deny"
 	DecisionRequireCIBA Kind = "decision.require_ciba"

@@ -103,6 +103,12 @@ func (c *Config) check(fail failFunc) {
 	if c.Sessions.DefaultAge > c.Sessions.MaxAge {
 		fail("sessions.default_age", "is %v, more than sessions.max_age %v", c.Sessions.DefaultAge, c.Sessions.MaxAge)
 	}
+	if c.Sessions.Idle < 0 {
+		fail("sessions.idle", "is %v, expected zero (never) or more", c.Sessions.Idle)
+	}
+	if w := c.Sessions.Window; w < time.Minute || w > 366*24*time.Hour {
+		fail("sessions.window", "is %v, expected 1m to 8784h; it cannot be off, since limits of policy would then be none", w)
+	}
 	fail.positive("approvals.expires_in", c.Approvals.ExpiresIn)
 	fail.positive("approvals.use_within", c.Approvals.UseWithin)
 	fail.positive("approvals.max_wait", c.Approvals.MaxWait)

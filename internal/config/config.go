@@ -95,6 +95,10 @@ type Sessions struct {
 	DefaultAge time.Duration `yaml:"default_age"`
 	// MaxAge is the longest life that an opener can ask for.
 	MaxAge time.Duration `yaml:"max_age"`
+	// Idle is how long a session lives without a decision; zero, as long as its age.
+	Idle time.Duration `yaml:"idle"`
+	// Window is how long labels and counters stay on a pair of user and agent.
+	Window time.Duration `yaml:"window"`
 }
 
 // Issuer is an identity provider that Writ believes, and about whom.
@@ -335,7 +339,7 @@ func Default() Config {
 		OpsListen:  "127.0.0.1:8181",
 		Durability: "disk", StoreConnections: 16,
 		Policy:   Policy{Query: "data.writ.decision", AdminQuery: "data.writ.admin", Deadline: 100 * time.Millisecond},
-		Sessions: Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour},
+		Sessions: Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour, Idle: 30 * time.Minute, Window: 24 * time.Hour},
 		Approvals: Approvals{
 			ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute,
 			MaxWait: 2 * time.Minute, MaxPending: 5,

@@ -31,6 +31,8 @@ var ocsfKinds = map[audit.Kind]mapping{
 	audit.SignInDeclined:  {ocsfDelete, 2, 2},
 	audit.SignInCompleted: {ocsfUpdate, 1, 1},
 
+	audit.SessionEnvelope: {ocsfUpdate, 1, 1},
+
 	audit.DecisionAllow:       {ocsfOther, 1, 1},
 	audit.DecisionDeny:        {ocsfOther, 2, 2},
 	audit.DecisionRequireCIBA: {ocsfOther, 1, 99},

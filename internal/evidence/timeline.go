@@ -45,6 +45,7 @@ var phrases = map[audit.Kind]string{
 	audit.SignInConsented:     "consented to the session",
 	audit.SignInDeclined:      "declined the session",
 	audit.SignInCompleted:     "sign-in completed",
+	audit.SessionEnvelope:     "envelope changed",
 	audit.DecisionAllow:       "allowed",
 	audit.DecisionDeny:        "denied",
 	audit.DecisionRequireCIBA: "approval required for",

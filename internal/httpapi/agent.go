@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"time"
 
@@ -118,6 +119,11 @@ type sessionBody struct {
 type envelopeBody struct {
 	Actions   []string                  `json:"actions"`
 	Resources []session.ResourcePattern `json:"resources"`
+	Limits    map[string]int64          `json:"limits"`
+}
+
+func (b envelopeBody) envelope() session.Envelope {
+	return session.Envelope{Actions: b.Actions, Resources: b.Resources, Limits: b.Limits}
 }
 
 func (a *API) openSession(w http.ResponseWriter, r *http.Request) error {
@@ -188,14 +194,22 @@ type sessionView struct {
 	Envelope  *session.Envelope `json:"envelope,omitempty"`
 	StartedAt time.Time         `json:"started_at"`
 	EndsAt    time.Time         `json:"ends_at"`
+	IdleAt    *time.Time        `json:"idle_at,omitempty"`
+	Labels    []string          `json:"labels"`
+	Counters  map[string]int64  `json:"counters"`
 	EndReason string            `json:"end_reason,omitempty"`
 }
 
 func viewSession(s session.Session, alive bool) sessionView {
 	v := sessionView{
 		Session: s.ID, Status: "active", User: s.User.Ref, Agent: s.Agent, Task: s.Task, Envelope: s.Envelope,
-		StartedAt: s.StartedAt, EndsAt: s.EndsAt, EndReason: s.EndReason,
+		StartedAt: s.StartedAt, EndsAt: s.EndsAt, EndReason: s.EndReason, Labels: []string{}, Counters: map[string]int64{},
 	}
+	if !s.IdleAt.IsZero() {
+		v.IdleAt = &s.IdleAt
+	}
+	v.Labels = append(v.Labels, s.Labels...)
+	maps.Copy(v.Counters, s.Counters)
 	if !alive {
 		v.Status = "ended"
 	}

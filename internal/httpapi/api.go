@@ -102,6 +102,7 @@ func New(cfg Config) chi.Router {
 		r.Post("/decide", a.handle(a.decide))
 		r.Post("/v1/decide", a.handle(a.decide))
 		r.Post("/sessions", a.handle(a.openSession))
+		r.Post("/sessions/{id}/envelope", a.handle(a.changeEnvelope))
 		r.Post("/decisions/{id}/outcome", a.handle(a.reportOutcome))
 		r.Get("/approvals/{id}", a.handle(a.getApproval))
 	})

@@ -48,7 +48,8 @@ func (a *API) sessionRequest(b sessionBody) (q sessionRequest, err error) {
 		q.spec.Age = time.Duration(*n) * time.Second
 	}
 	if b.Envelope != nil {
-		q.spec.Envelope = &session.Envelope{Actions: b.Envelope.Actions, Resources: b.Envelope.Resources}
+		e := b.Envelope.envelope()
+		q.spec.Envelope = &e
 	}
 	if q.redirectURI, err = optional("/redirect_uri", b.RedirectURI); err != nil {
 		return q, err

@@ -111,7 +111,9 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	})
 	uses := &lease.Uses{Store: sqlstore.For[audit.Tx](s.store), Logger: log}
 	revoker := &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics}
-	settings := session.Settings{DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge}
+	settings := session.Settings{
+		DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge, Idle: cfg.Sessions.Idle, Window: cfg.Sessions.Window,
+	}
 	signIns, err := newSignIn(cfg, s.identity, s.store, settings)
 	if err != nil {
 		return nil, err
