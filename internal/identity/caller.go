@@ -107,10 +107,10 @@ func (t verified) speaksForItself() bool {
 	switch {
 	case t.kind != AccessToken && t.kind != idToken && !t.User: // a platform's: its subjects are workloads
 		return true
-	case t.kind == idToken:
-		return t.subject == t.client
+	case t.subject == t.client || stringClaim(t.claims, "sub") == t.client:
+		return true
 	}
-	return t.subject == t.client || stringClaim(t.claims, "sub") == t.client || !t.userMatch.matches(t.claims)
+	return t.kind != idToken && !t.userMatch.matches(t.claims)
 }
 
 // holder is the workload of a token that speaks for itself.
@@ -216,11 +216,14 @@ func (v *Verifier) IDToken(ctx context.Context, issuerURL, client, raw string) (
 	return t.claims, nil
 }
 
+// failure is an error that is not the token's.
+type failure struct{ error }
+
 // refused makes the answer to a bad token. It says which token and why, never
 // what is in it.
 func refused(which string, err error) error {
-	if _, ok := errors.AsType[*fault.Error](err); ok {
-		return err // not the token's fault
+	if f, ok := errors.AsType[failure](err); ok {
+		return f.error
 	}
 	if errors.Is(err, ErrKeysUnavailable) {
 		err = ErrKeysUnavailable // its cause names addresses; the log has it

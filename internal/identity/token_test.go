@@ -29,6 +29,12 @@ type badToken struct {
 func refuses(t *testing.T, rows []badToken) {
 	t.Helper()
 	v, log := world(t)
+	refusesBy(t, v, rows)
+	checkSilent(t, "the log", log.String())
+}
+
+func refusesBy(t *testing.T, v *Verifier, rows []badToken) {
+	t.Helper()
 	for _, tt := range rows {
 		t.Run(tt.name, func(t *testing.T) {
 			token := forge(tt.edits...)
@@ -39,7 +45,6 @@ func refuses(t *testing.T, rows []badToken) {
 			}
 		})
 	}
-	checkSilent(t, "the log", log.String())
 }
 
 func checkRefusal(t *testing.T, err error, want string, tokens ...string) {
