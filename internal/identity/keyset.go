@@ -44,10 +44,10 @@ type keySet struct {
 	fetch  func(context.Context) ([]byte, error)
 	loaded atomic.Pointer[keysInHand]
 
-	mu      sync.Mutex
-	asked   time.Time // when a token last caused a fetch
+	mu       sync.Mutex
+	asked    time.Time // when a token last caused a fetch
 	underway *fetching
-	fetches sync.WaitGroup // for Run to wait for
+	fetches  sync.WaitGroup // for Run to wait for
 }
 
 // keysInHand are the keys of one content. While a fetch brings the same, they stay

@@ -27,7 +27,7 @@ const (
 
 // profiles is a verifier of the issuers above and of issuer A, where the client
 // crm-agent has other identities.
-func profiles(t *testing.T) *Verifier {
+func profiles(t testing.TB) *Verifier {
 	t.Helper()
 	k := keys()
 	dir := t.TempDir()
@@ -295,7 +295,6 @@ func TestNegative05Profiles(t *testing.T) {
 		{"private_key_jwt that lives too long", assertion(claim("exp", at(5*time.Minute+time.Second))), "lives longer than the 5m0s that an assertion may"},
 		{"private_key_jwt, too old", assertion(claim("iat", at(-5*time.Minute)), claim("exp", at(time.Second))), "lives longer than the 5m0s that an assertion may"},
 		{"private_key_jwt with another's key", assertion(by(es256("ec", keys().ec))), noKey},
-		{"private_key_jwt that claims an actor", assertion(claim("jti", "acts"), claim("act", map[string]any{"sub": "bot"})), "has an actor but no user: its sub is its client or its actor"},
 
 		{"dialect without its client claim", dialect(claim("app", absent)), "has no usable app"},
 		{"dialect, client claim empty", dialect(claim("app", "")), "has no usable app"},
@@ -357,6 +356,7 @@ func TestProfilesSubjectToken(t *testing.T) {
 			switch {
 			case tt.want != "":
 				checkRefusal(t, err, "the subject_token "+tt.want, bearer, subject)
+				refusedOverHTTP(t, profiles(t), bearer, subject, "the subject_token "+tt.want)
 			case err != nil:
 				t.Fatal(err)
 			case c.User == nil || c.User.ID != "alice":
@@ -385,6 +385,8 @@ func TestAssertionOnce(t *testing.T) {
 	if _, err := callerOf(v, t.Context(), forge(assertion(claim("jti", "two"))...), ""); err != nil {
 		t.Errorf("a second assertion: %v", err)
 	}
+	_, err = callerOf(v, t.Context(), forge(assertion(claim("jti", "acts"), claim("act", map[string]any{"sub": "bot"}))...), "")
+	checkRefusal(t, err, "the bearer token has an actor but no user: its sub is its client or its actor")
 	// A forged one uses nothing up.
 	_, _ = callerOf(v, t.Context(), forge(assertion(claim("jti", "three"), by(es256("ec", keys().ec)))...), "")
 	if _, err := callerOf(v, t.Context(), forge(assertion(claim("jti", "three"))...), ""); err != nil {
