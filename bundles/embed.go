@@ -10,10 +10,11 @@ import "embed"
 //go:embed capabilities.json
 var Capabilities []byte
 
-// Schemas holds schemas/input.json, which policies are type-checked against, and
-// schemas/decision.json, which each of their answers is held to.
+// Schemas holds schemas/input.json and schemas/admin_input.json, which policies are
+// type-checked against, and schemas/decision.json and schemas/admin.json, which each of
+// their answers is held to.
 //
-//go:embed schemas/input.json schemas/decision.json
+//go:embed schemas/input.json schemas/decision.json schemas/admin_input.json schemas/admin.json
 var Schemas embed.FS
 
 // Sample is the bundle built from the policies folder.

@@ -19,6 +19,7 @@ type Kind string
 const (
 	SessionOpened Kind = "session.opened"
 	SessionEnded  Kind = "session.ended"
+	SignedOut     Kind = "session.signed_out" // an issuer's word; what it ended has entries of its own
 
 	DecisionAllow       Kind = "decision.allow"
 	DecisionDeny        Kind = "decision.deny"
@@ -42,7 +43,8 @@ const (
 	PolicyRefused   Kind = "policy.refused"
 
 	OperatorRevoked Kind = "operator.revoked"
-	OperatorRead    Kind = "operator.read" // looked at the evidence
+	OperatorRead    Kind = "operator.read"    // was shown something
+	OperatorRefused Kind = "operator.refused" // asked for something, and was not shown it
 
 	KeyAdded      Kind = "key.added"
 	KeysRewrapped Kind = "keys.rewrapped"

@@ -79,6 +79,9 @@ func (c *Config) check(fail failFunc) {
 	} else if !c.BehindProxy && !Loopback(c.Listen) {
 		fail("listen", "is %q, beyond loopback, without TLS: set tls, or behind_proxy: true if a proxy terminates TLS", c.Listen)
 	}
+	if c.ProxyClientCert && !c.BehindProxy {
+		fail("proxy_client_cert", "has no effect: behind_proxy is false, and no client may say what its certificate is")
+	}
 	fail.url("external_url", c.ExternalURL)
 	if strings.HasSuffix(c.ExternalURL, "/") {
 		fail("external_url", "is %q, expected no slash at the end", c.ExternalURL)
@@ -121,6 +124,11 @@ func (c *Config) check(fail failFunc) {
 		seen[is.Issuer] = is.Issuer != ""
 		if is.Issuer != "" && is.Issuer == c.ExternalURL {
 			fail(key+"issuer", "is Writ itself; a minted token must never be good for Writ")
+		}
+	}
+	for i, is := range c.Issuers {
+		if is.Signals != nil && is.Signals.Subjects != "" {
+			c.checkSpeaker(fail, fmt.Sprintf("issuers[%d].signals.subjects", i), is.Signals.Subjects, User)
 		}
 	}
 	c.checkAgents(fail)
@@ -229,6 +237,9 @@ func (p Policy) check(fail failFunc) {
 	if !strings.HasPrefix(p.Query, "data.") {
 		fail("policy.query", "is %q, expected a document such as data.writ.decision", p.Query)
 	}
+	if !strings.HasPrefix(p.AdminQuery, "data.") {
+		fail("policy.admin_query", "is %q, expected a document such as data.writ.admin", p.AdminQuery)
+	}
 	fail.positive("policy.deadline", p.Deadline)
 	if p.Reload < 0 {
 		fail("policy.reload", "is %v, expected zero (never) or more", p.Reload)
@@ -241,10 +252,15 @@ func (p Policy) check(fail failFunc) {
 }
 
 func (is Issuer) check(fail failFunc, key string) {
-	if len(is.SpeaksFor) == 0 {
+	switch {
+	case len(is.SpeaksFor) > 0:
+		fail.required(key+"audience", is.Audience)
+	case is.Signals == nil: // else a transmitter of signals, which need speak for nobody
 		fail(key+"speaks_for", "is missing, expected a list of user, agent, operator, service")
 	}
-	fail.required(key+"audience", is.Audience)
+	if is.Signals != nil {
+		fail.required(key+"signals.audience", is.Signals.Audience)
+	}
 	fail.algorithms(key+"algorithms", is.Algorithms)
 	is.checkKeys(fail, key)
 	is.checkToken(fail, key)

@@ -26,6 +26,9 @@ type Config struct {
 	TLS *TLS `yaml:"tls"`
 	// BehindProxy states that a proxy terminates TLS in front of Listen.
 	BehindProxy bool `yaml:"behind_proxy"`
+	// ProxyClientCert states that this proxy passes the TLS client's certificate in the
+	// header Client-Cert (RFC 9440), and lets no such header of a client through.
+	ProxyClientCert bool `yaml:"proxy_client_cert"`
 	// Store is where state lives: sqlite:PATH, or postgres://… for several replicas.
 	Store string `yaml:"store"`
 	// StorePasswordFile holds the password of the PostgreSQL role.
@@ -54,6 +57,8 @@ type Config struct {
 type TLS struct {
 	CertFile string `yaml:"cert_file"`
 	KeyFile  string `yaml:"key_file"`
+	// ClientCerts asks clients for a certificate, for tokens that are bound to one.
+	ClientCerts bool `yaml:"client_certs"`
 }
 
 // Policy says where the Rego comes from and how it is asked.
@@ -62,6 +67,8 @@ type Policy struct {
 	Path string `yaml:"path"`
 	// Query is the one document that a decision evaluates.
 	Query string `yaml:"query"`
+	// AdminQuery is the document that says what an operator may do.
+	AdminQuery string `yaml:"admin_query"`
 	// Deadline bounds one evaluation.
 	Deadline time.Duration `yaml:"deadline"`
 	// Reload is how often Path is checked for a change; zero never.
@@ -120,6 +127,8 @@ type Issuer struct {
 	MaxAge time.Duration `yaml:"max_age"`
 	// SenderConstraint, when set, wants tokens bound to a key by dpop or mtls.
 	SenderConstraint []string `yaml:"sender_constraint"`
+	// DPoPNonce wants a nonce of Writ's in DPoP proofs.
+	DPoPNonce bool `yaml:"dpop_nonce"`
 	// IDTokenClients lists the clients whose ID tokens are believed as subject_token.
 	IDTokenClients []string `yaml:"id_token_clients"`
 	// ClockLeeway is how far its clock may differ when iat and nbf are checked.
@@ -128,6 +137,16 @@ type Issuer struct {
 	Operator *Operators `yaml:"operator"`
 	// CIBA reaches its users out of band.
 	CIBA *CIBA `yaml:"ciba"`
+	// Signals takes its security events.
+	Signals *Signals `yaml:"signals"`
+}
+
+// Signals makes Writ a receiver of security events (Shared Signals, RFC 8935).
+type Signals struct {
+	// Audience is what the events must be meant for.
+	Audience string `yaml:"audience"`
+	// Subjects is the issuer whose subjects they are about, by default the transmitter.
+	Subjects string `yaml:"subjects"`
 }
 
 // Principal is a kind of identity.
@@ -300,7 +319,7 @@ func Default() Config {
 		Listen:     "127.0.0.1:8180",
 		OpsListen:  "127.0.0.1:8181",
 		Durability: "disk", StoreConnections: 16,
-		Policy:   Policy{Query: "data.writ.decision", Deadline: 100 * time.Millisecond},
+		Policy:   Policy{Query: "data.writ.decision", AdminQuery: "data.writ.admin", Deadline: 100 * time.Millisecond},
 		Sessions: Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour},
 		Approvals: Approvals{
 			ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute,

@@ -94,7 +94,7 @@ func TestDefaults(t *testing.T) {
 		Listen: "127.0.0.1:8180", OpsListen: "127.0.0.1:8181", ExternalURL: "https://writ.example",
 		Store: "sqlite:" + in("writ.db"), StoreConnections: 16, Durability: "disk", RootKeyFile: in("root.key"),
 		Audit:     config.Audit{Copies: config.Copies{Every: time.Minute}},
-		Policy:    config.Policy{Path: in("policies"), Query: "data.writ.decision", Deadline: 100 * time.Millisecond},
+		Policy:    config.Policy{Path: in("policies"), Query: "data.writ.decision", AdminQuery: "data.writ.admin", Deadline: 100 * time.Millisecond},
 		Sessions:  config.Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour},
 		Approvals: config.Approvals{ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute, MaxWait: 2 * time.Minute, MaxPending: 5},
 		Log:       config.Log{Level: "info"},
@@ -170,7 +170,7 @@ func TestErrors(t *testing.T) {
 	const algs = "RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA"
 	for _, tt := range []struct{ name, old, new, want string }{
 		// YAML
-		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, listen, log, minters, ops_listen, policy, retention, root_key_file, services, sessions, store, store_connections, store_password_file, tls"},
+		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, listen, log, minters, ops_listen, policy, proxy_client_cert, retention, root_key_file, services, sessions, store, store_connections, store_password_file, tls"},
 		{"key in another case", "    audience: https://crm.example\nservices", "    audience: https://crm.example\n    Scopes: []\nservices", "writ.yaml:18: minters.crm.Scopes: unknown key, expected one of: audience, enforces_details, introspects, kind, max_ttl, scopes"},
 		{"key twice", "store: sqlite:writ.db\n", "store: sqlite:writ.db\nstore: x\n", "writ.yaml:3: store: stands a second time; first on line 2"},
 		{"minter twice", "minters:\n", "minters:\n  crm: {kind: jwt, audience: a}\n", "writ.yaml:16: minters.crm: stands a second time; first on line 15"},
@@ -261,6 +261,7 @@ func TestErrors(t *testing.T) {
 		{"no policy", "  path: policies", "  query: data.writ.decision", "writ.yaml:5: policy.path: is missing"},
 		{"policies not there", "path: policies", "path: none", "writ.yaml:5: policy.path: names none: no such file or directory"},
 		{"query empty", "  path: policies", "  path: policies\n  query: \"\"", `writ.yaml:6: policy.query: is "", expected a document such as data.writ.decision`},
+		{"admin query empty", "  path: policies", "  path: policies\n  admin_query: \"\"", `writ.yaml:6: policy.admin_query: is "", expected a document such as data.writ.admin`},
 		{"query of input", "  path: policies", "  path: policies\n  query: input.user", `writ.yaml:6: policy.query: is "input.user", expected a document such as data.writ.decision`},
 		{"no deadline", "  path: policies", "  path: policies\n  deadline: 0s", "writ.yaml:6: policy.deadline: is 0s, expected more than zero"},
 		{"negative reload", "  path: policies", "  path: policies\n  reload: -1s", "writ.yaml:6: policy.reload: is -1s, expected zero (never) or more"},
@@ -300,6 +301,7 @@ func TestErrors(t *testing.T) {
 		{"agent of no issuer", "minters:\n", "agents:\n  - {issuer: a, id: b}\nminters:\n", `writ.yaml:15: agents[0].issuer: is "a", expected one of issuers that speaks for agent`},
 		{"agent that is nobody", "minters:\n", "agents:\n  - issuer: https://idp.example\n    identities: [{issuer: https://idp.example}]\nminters:\n", "writ.yaml:15: agents[0].id: is missing\nwrit.yaml:16: agents[0].identities[0].id: is missing\nwrit.yaml:16: agents[0].identities[0]: names what agents[0] names already"},
 		{"identity of two agents", "minters:\n", "agents:\n  - {issuer: https://idp.example, id: a, identities: [{issuer: https://idp.example, id: b}]}\n  - {issuer: https://idp.example, id: b}\nminters:\n", "writ.yaml:16: agents[1]: names what agents[0].identities[0] names already"},
+		{"certificates of clients without a proxy", "store:", "proxy_client_cert: true\nstore:", "writ.yaml:2: proxy_client_cert: has no effect: behind_proxy is false, and no client may say what its certificate is"},
 		{"issuer without audience", aud, "", "writ.yaml:7: issuers[0].audience: is missing"},
 		{"issuer without algorithms", "    algorithms: [ES256]\n", "    algorithms: []\n", "writ.yaml:10: issuers[0].algorithms: is missing, expected a list of " + algs},
 		{"algorithm none", "[ES256]", "[none]", `writ.yaml:10: issuers[0].algorithms[0]: is "none", expected one of ` + algs},
@@ -482,7 +484,9 @@ func absent(key string, typ reflect.Type, tree any) (missing []string) {
 		missing = absent(key+"[0]", typ.Elem(), list[0])
 		for _, other := range list[1:] { // what one of them shows is shown
 			also := absent(key+"[0]", typ.Elem(), other)
-			missing = slices.DeleteFunc(missing, func(k string) bool { return !slices.ContainsFunc(also, func(m string) bool { return k == m || strings.HasPrefix(k, m+".") }) })
+			missing = slices.DeleteFunc(missing, func(k string) bool {
+				return !slices.ContainsFunc(also, func(m string) bool { return k == m || strings.HasPrefix(k, m+".") })
+			})
 		}
 		return missing
 	case reflect.Map:

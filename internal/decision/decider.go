@@ -8,6 +8,7 @@ import (
 
 	"github.com/writsec/writ/internal/approval"
 	"github.com/writsec/writ/internal/audit"
+	"github.com/writsec/writ/internal/dpop"
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/id"
 	"github.com/writsec/writ/internal/identity"
@@ -113,7 +114,7 @@ func (d *Decider) attempt(ctx context.Context, req Request, caller identity.Call
 		return Answer{}, err
 	}
 	if s.replay != nil {
-		return d.replay(ctx, s)
+		return d.replay(ctx, s, caller)
 	}
 	r, err := d.rule(ctx, req, caller, s)
 	if err != nil {
@@ -190,6 +191,9 @@ func (d *Decider) findSession(ctx context.Context, tx Tx, req Request, caller id
 	case caller.User == nil:
 		return fault.New(fault.InvalidToken, "the tokens name no user: bring the user's token as subject_token, or a session")
 	default:
+		if err := session.Believe(ctx, tx, caller); err != nil {
+			return err
+		}
 		s.user, s.newSession = *caller.User, true
 		s.session = session.New(s.user, caller.Agent.Ref, session.Spec{}, d.cfg.Sessions, s.now)
 	}
@@ -296,6 +300,7 @@ func (d *Decider) rule(ctx context.Context, req Request, caller identity.Caller,
 		if refusal != nil {
 			return r.deny(refusal.Code, refusal.Message), nil
 		}
+		grant.Cnf = confirmation(caller)
 		r.grant = &grant
 	}
 	return r, nil
@@ -424,6 +429,9 @@ func (d *Decider) shown(action string, reasons []policy.Reason) []policy.Reason 
 // the schema of policy's answer sees to it.
 func (d *Decider) settle(ctx context.Context, tx Tx, s situation, r ruling) error {
 	if s.newSession {
+		if err := session.Believe(ctx, tx, identity.Caller{Agent: identity.Principal{Ref: s.act.Agent}, User: &s.user}); err != nil {
+			return err
+		}
 		if err := session.Open(ctx, tx, s.session); err != nil {
 			return err
 		}
@@ -466,7 +474,7 @@ func (d *Decider) mint(ctx context.Context, answer Answer, l lease.Lease, act in
 // replay gives a retry the decision that it got before. A credential is minted
 // anew, to the same end, and the old one revoked: no secret is kept to be given
 // out twice.
-func (d *Decider) replay(ctx context.Context, s situation) (Answer, error) {
+func (d *Decider) replay(ctx context.Context, s situation, caller identity.Caller) (Answer, error) {
 	r := s.replay
 	if r.Lease == "" {
 		return r.Answer, nil
@@ -492,6 +500,7 @@ func (d *Decider) replay(ctx context.Context, s situation) (Answer, error) {
 			return fault.New(fault.LeaseEnded, "the credential of this decision has ended; ask again with a new Idempotency-Key")
 		}
 		next = old
+		next.Cnf = confirmation(caller) // the key may be another by now, and is the agent's
 		next.ID, next.State, next.CreatedAt, next.EndedAt, next.EndReason = id.New(id.Lease), lease.Active, now, time.Time{}, ""
 		if err := lease.End(ctx, tx, old, lease.EndReissued, identity.Ref{}); err != nil {
 			return err
@@ -512,6 +521,14 @@ func (d *Decider) replay(ctx context.Context, s situation) (Answer, error) {
 	}
 	d.cfg.Metrics.Leases.WithLabelValues(next.Kind, lease.EndReissued).Inc()
 	return d.mint(ctx, r.Answer, next, s.act)
+}
+
+// confirmation is the key that a credential for the caller is bound to, nil for none.
+func confirmation(c identity.Caller) *dpop.Confirmation {
+	if c.Held.IsZero() {
+		return nil
+	}
+	return &c.Held
 }
 
 func facts(s session.Session) policy.SessionFacts {

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
@@ -34,6 +35,9 @@ const Audience = "urn:writ:dev"
 // OpsConsole is the client whose tokens the operator uses.
 const OpsConsole = "ops-console"
 
+// Gateway is the client whose own token introspects tokens for the CRM.
+const Gateway = "crm-gateway"
+
 // Config says where to run.
 type Config struct {
 	// Dir keeps the data; it is made if it does not exist.
@@ -43,7 +47,9 @@ type Config struct {
 	Policies string
 	// Listen, OpsListen and IDPListen are loopback addresses; port 0 is any.
 	Listen, OpsListen, IDPListen string
-	Logger                       *slog.Logger
+	// IDPKey signs the embedded provider's tokens; nil for a fresh one.
+	IDPKey *ecdsa.PrivateKey
+	Logger *slog.Logger
 }
 
 // Dev is a running pair, once Run is called.
@@ -93,11 +99,11 @@ func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
 		return nil, err
 	}
 	d.IDP, err = devidp.New(devidp.Config{
-		Listen: cfg.IDPListen, Audience: Audience, Logger: cfg.Logger,
+		Listen: cfg.IDPListen, Audience: Audience, Key: cfg.IDPKey, Logger: cfg.Logger,
 		CIBAClient: devidp.Client{ID: "writ", Secret: cibaSecret},
 		Users: append(devidp.DefaultUsers(),
 			devidp.User{ID: "olga", Name: "Olga Orlov", Email: "olga@example.com", Groups: []string{"writ-operators"}}),
-		Agents: append(devidp.DefaultAgents(), devidp.Agent{ID: OpsConsole}),
+		Agents: append(devidp.DefaultAgents(), devidp.Agent{ID: OpsConsole}, devidp.Agent{ID: Gateway}),
 	})
 	if err != nil {
 		return nil, err
@@ -157,7 +163,7 @@ func (d *Dev) serverConfig(cfg Config) (config.Config, error) {
 	c.Policy.Path, c.Policy.Reload = d.Policies, 500*time.Millisecond
 	c.Sessions.OpenOnDecide = true
 	c.Issuers = []config.Issuer{{
-		Issuer: d.IDP.Issuer(), SpeaksFor: []config.Principal{config.User, config.Agent, config.Operator},
+		Issuer: d.IDP.Issuer(), SpeaksFor: []config.Principal{config.User, config.Agent, config.Operator, config.ServicePrincipal},
 		Audience: Audience, Algorithms: []string{"ES256"}, ClockLeeway: 30 * time.Second,
 		Operator: &config.Operators{Claim: "groups", Value: "writ-operators", Clients: []string{OpsConsole}},
 		CIBA: &config.CIBA{
@@ -165,6 +171,7 @@ func (d *Dev) serverConfig(cfg Config) (config.Config, error) {
 			LoginHint: "{sub}", Algorithms: []string{"ES256"}, Timeout: 40 * time.Second,
 			BindingMessage: config.BindingMessage{MaxLength: 200, Charset: "text"},
 		},
+		Signals: &config.Signals{Audience: Audience},
 	}}
 	c.Minters = map[string]config.Minter{}
 	for name, scopes := range minters {
@@ -180,6 +187,9 @@ func (d *Dev) serverConfig(cfg Config) (config.Config, error) {
 		}
 		c.Services = append(c.Services, config.Service{ID: s.ID, SecretFile: filepath.Join(cfg.Dir, file), Audience: s.Audience})
 	}
+	c.Services = append(c.Services, config.Service{
+		ID: Gateway, Subject: &config.Subject{Issuer: d.IDP.Issuer(), ID: Gateway}, Audience: d.Services["crm"].Audience,
+	})
 	return c, nil
 }
 

@@ -23,6 +23,7 @@ type mapping struct{ activity, severity, status int }
 var ocsfKinds = map[audit.Kind]mapping{
 	audit.SessionOpened: {ocsfCreate, 1, 1},
 	audit.SessionEnded:  {ocsfDelete, 1, 1},
+	audit.SignedOut:     {ocsfDelete, 1, 1},
 
 	audit.DecisionAllow:       {ocsfOther, 1, 1},
 	audit.DecisionDeny:        {ocsfOther, 2, 2},
@@ -47,6 +48,7 @@ var ocsfKinds = map[audit.Kind]mapping{
 
 	audit.OperatorRevoked: {ocsfDelete, 3, 1},
 	audit.OperatorRead:    {ocsfRead, 1, 1},
+	audit.OperatorRefused: {ocsfRead, 2, 2},
 
 	audit.KeyAdded:      {ocsfCreate, 2, 1},
 	audit.KeysRewrapped: {ocsfUpdate, 2, 1},

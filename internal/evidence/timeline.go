@@ -39,6 +39,7 @@ func name(r identity.Ref) string { return word(r.ID) + " (" + word(r.Issuer) + "
 var phrases = map[audit.Kind]string{
 	audit.SessionOpened:       "session opened",
 	audit.SessionEnded:        "session ended",
+	audit.SignedOut:           "signed out by the issuer",
 	audit.DecisionAllow:       "allowed",
 	audit.DecisionDeny:        "denied",
 	audit.DecisionRequireCIBA: "approval required for",
@@ -58,6 +59,7 @@ var phrases = map[audit.Kind]string{
 	audit.PolicyRefused:       "policy refused",
 	audit.OperatorRevoked:     "kill switch pulled",
 	audit.OperatorRead:        "evidence read",
+	audit.OperatorRefused:     "request refused",
 	audit.KeyAdded:            "key added",
 	audit.KeysRewrapped:       "keys put under another root key",
 	audit.LogOpened:           "log begun",

@@ -17,6 +17,8 @@ type Code string
 const (
 	InvalidRequest       Code = "invalid_request"        // the request is malformed; Fields says where
 	InvalidToken         Code = "invalid_token"          // a token is missing, unverifiable or not for Writ
+	InvalidDPoPProof     Code = "invalid_dpop_proof"     // the proof of a bound token is missing or wrong
+	UseDPoPNonce         Code = "use_dpop_nonce"         // the proof needs the nonce of the answer
 	InvalidClient        Code = "invalid_client"         // a service's own credentials are wrong
 	Forbidden            Code = "forbidden"              // verified, but not allowed to do this
 	NotFound             Code = "not_found"              // no such thing, or not the caller's
@@ -95,6 +97,15 @@ func CodeOf(err error) Code {
 		return f.Code
 	}
 	return Internal
+}
+
+// Detail returns what the caller may read of the fault in err's chain, "" for any
+// other error.
+func Detail(err error) string {
+	if f, ok := errors.AsType[*Error](err); ok {
+		return f.Detail
+	}
+	return ""
 }
 
 // Is reports whether err carries the code.

@@ -43,7 +43,7 @@ func (b decideBody) request() (q decision.Request, err error) {
 }
 
 func (a *API) decide(w http.ResponseWriter, r *http.Request) error {
-	token, err := bearer(r)
+	token, err := a.bearer(r)
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,8 @@ func (a *API) decide(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	q.Presented.Token, q.IP = token.Token, a.callerIP(r)
+	token.Subject = q.Presented.Subject
+	q.Presented, q.IP = token, a.callerIP(r)
 	if q.IdempotencyKey, err = idempotencyKey(r); err != nil {
 		return err
 	}
@@ -117,7 +118,7 @@ type envelopeBody struct {
 }
 
 func (a *API) openSession(w http.ResponseWriter, r *http.Request) error {
-	if _, err := bearer(r); err != nil {
+	if _, err := a.bearer(r); err != nil {
 		return err
 	}
 	var b sessionBody

@@ -18,6 +18,7 @@ import (
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/minter"
+	"github.com/writsec/writ/internal/policy"
 	"github.com/writsec/writ/internal/revocation"
 	"github.com/writsec/writ/internal/session"
 	"github.com/writsec/writ/internal/telemetry"
@@ -39,12 +40,17 @@ type Config struct {
 	Leases    LeaseStore
 	Uses      *lease.Uses
 	Evidence  EvidenceStore
+	Search    SearchStore
+	Policy    *policy.Engine // what operators may do
 	Services  []Service
+	Now       func() time.Time // the store's clock
 
 	// ExternalURL is where callers reach this API.
 	ExternalURL string
 	// BehindProxy: the caller's address is the last one in X-Forwarded-For.
 	BehindProxy bool
+	// ProxyClientCert: the proxy passes the TLS client's certificate in Client-Cert.
+	ProxyClientCert bool
 	// MaxWait bounds how long a request is held.
 	MaxWait time.Duration
 
@@ -78,11 +84,16 @@ func New(cfg Config) chi.Router {
 	// Each kind of caller has slots of its own, so that none keeps the others out.
 	r.With(a.bound(64)).Post("/revocations", a.handle(a.revoke))
 	r.With(a.bound(1024)).Post("/introspect", a.handle(a.introspect))
+	r.With(a.bound(64)).Post("/signals", a.handle(a.signal))
+	r.With(a.bound(64)).Post("/backchannel-logout", a.handle(a.logout))
 	r.Group(func(r chi.Router) {
 		r.Use(a.bound(4)) // fewer than the store has readers
 		r.Get("/audit/checkpoint", a.handle(a.checkpoint))
 		r.Get("/audit/entries", a.handle(a.entries))
 		r.Get("/audit/proof", a.handle(a.proof))
+		r.Get("/sessions", a.handle(a.searchSessions))
+		r.Get("/decisions", a.handle(a.searchDecisions))
+		r.Get("/policy", a.handle(a.policyStatus))
 	})
 	r.Group(func(r chi.Router) { // requests that may be held
 		r.Use(a.bound(4096))

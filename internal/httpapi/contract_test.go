@@ -24,6 +24,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/writsec/writ/internal/dev"
 	"github.com/writsec/writ/internal/httpapi"
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/telemetry"
@@ -257,6 +258,31 @@ func TestIntrospectionForms(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			call{method: "POST", path: "/introspect", header: tt.header, body: tt.form, loose: true}.send(t).
 				refused(t, tt.status, tt.code, tt.at)
+		})
+	}
+	own := func(client string) string { return serviceToken(t, obj{"sub": client, "client_id": client}) }
+	token := func(token string) http.Header { return headers("Authorization", "Bearer "+token) }
+	byToken := call{method: "POST", path: "/introspect", header: token(own(dev.Gateway)), body: form("token", minted)}.send(t)
+	if byToken.at("active") != true {
+		t.Errorf("by a token of its own: %s", byToken.raw)
+	}
+	for name, c := range map[string]struct {
+		header http.Header
+		form   url.Values
+	}{
+		"another client's":       {token(own("hr-agent")), form("token", minted)},
+		"a user's through it":    {token(serviceToken(t, obj{"sub": "alice", "client_id": dev.Gateway})), form("token", minted)},
+		"on behalf of":           {token(serviceToken(t, obj{"sub": dev.Gateway, "client_id": dev.Gateway, "act": obj{"sub": "x"}})), form("token", minted)},
+		"an operator's":          {token(olga(t)), form("token", minted)},
+		"what is introspected":   {token(minted), form("token", minted)},
+		"beside a client id":     {token(own(dev.Gateway)), form("token", minted, "client_id", dev.Gateway)},
+		"nothing":                {token(""), form("token", minted)},
+		"its name and no secret": {basic(dev.Gateway, ""), form("token", minted)},
+		"its name in the form":   {nil, form("token", minted, "client_id", dev.Gateway, "client_secret", "")},
+	} {
+		t.Run("service token/"+name, func(t *testing.T) {
+			call{method: "POST", path: "/introspect", header: c.header, body: c.form, loose: true}.send(t).
+				refused(t, 401, "invalid_client", "-")
 		})
 	}
 	for name, value := range map[string]string{

@@ -4,12 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"net/url"
-	"strconv"
 
 	"github.com/writsec/writ/internal/audit"
-	"github.com/writsec/writ/internal/fault"
-	"github.com/writsec/writ/internal/identity"
 )
 
 // EvidenceStore reads the log, and records who did.
@@ -24,34 +20,8 @@ type EvidenceTx interface {
 	audit.EvidenceTx
 }
 
-// reading verifies the caller as an operator, reads the parameters of the request, of
-// which each may stand once, and records what is looked at: nothing else that stands
-// in the URL, where some put tokens.
-func (a *API) reading(r *http.Request, names ...string) (url.Values, error) {
-	token, err := bearer(r)
-	if err != nil {
-		return nil, err
-	}
-	operator, err := a.Identity.Operator(r.Context(), token)
-	if err != nil {
-		a.Metrics.TokensRefused.WithLabelValues("operator").Inc()
-		return nil, err
-	}
-	form, err := query(r, names...)
-	if err != nil {
-		return nil, err
-	}
-	detail := map[string]any{"path": r.URL.Path}
-	if len(form) > 0 {
-		detail["query"] = form.Encode()
-	}
-	return form, a.Evidence.Update(r.Context(), func(tx EvidenceTx) error {
-		return audit.Append(r.Context(), tx, audit.Entry{Kind: audit.OperatorRead, Operator: operator.Ref, Detail: detail})
-	})
-}
-
 func (a *API) checkpoint(w http.ResponseWriter, r *http.Request) error {
-	if _, err := a.reading(r); err != nil {
+	if err := a.operator(r, "audit.checkpoint.read", func(*params) {}); err != nil {
 		return err
 	}
 	var head audit.Head
@@ -70,6 +40,7 @@ func (a *API) checkpoint(w http.ResponseWriter, r *http.Request) error {
 const (
 	defaultEntries = 100
 	maxEntries     = 1000
+	maxIndex       = 1 << 62
 )
 
 // entryView is an entry as it was hashed, with its index.
@@ -79,11 +50,13 @@ type entryView struct {
 }
 
 func (a *API) entries(w http.ResponseWriter, r *http.Request) error {
-	form, err := a.reading(r, "from", "limit", "kind", "session", "decision", "user_iss", "user_sub", "agent_iss", "agent_sub")
-	if err != nil {
-		return err
-	}
-	q, err := entryQuery(form)
+	var q audit.Query
+	err := a.operator(r, "audit.entries.read", func(p *params) {
+		q.From, _ = p.number("from", 0, maxIndex)
+		q.Limit = p.limit(defaultEntries, maxEntries)
+		q.Kind, q.Session, q.Decision = audit.Kind(p.text("kind")), p.text("session"), p.text("decision")
+		q.User, q.Agent = p.ref("user"), p.ref("agent")
+	})
 	if err != nil {
 		return err
 	}
@@ -115,92 +88,31 @@ func (a *API) entries(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, out)
 }
 
-func entryQuery(form url.Values) (q audit.Query, err error) {
-	if q.From, err = number(form, "from", 0, 0, 1<<62); err != nil {
-		return q, err
-	}
-	limit, err := number(form, "limit", defaultEntries, 1, maxEntries)
-	if err != nil {
-		return q, err
-	}
-	q.Limit = int(limit)
-	q.Kind, q.Session, q.Decision = audit.Kind(form.Get("kind")), form.Get("session"), form.Get("decision")
-	if q.User, err = refOf(form, "user"); err != nil {
-		return q, err
-	}
-	q.Agent, err = refOf(form, "agent")
-	return q, err
-}
-
 func (a *API) proof(w http.ResponseWriter, r *http.Request) error {
-	form, err := a.reading(r, "index", "from")
+	var index, from int64
+	var ofEntry bool
+	err := a.operator(r, "audit.proof.read", func(p *params) {
+		var grown bool
+		index, ofEntry = p.number("index", 0, maxIndex)
+		from, grown = p.number("from", 0, maxIndex)
+		if ofEntry == grown {
+			p.fail("index", "expected either index, of an entry, or from, the size of an earlier checkpoint")
+		}
+	})
 	if err != nil {
 		return err
 	}
-	if form.Has("index") == form.Has("from") {
-		return fault.Invalid("index", "expected either index, of an entry, or from, the size of an earlier checkpoint")
-	}
 	var out any
-	err = a.Evidence.View(r.Context(), func(tx EvidenceTx) error {
-		if form.Has("index") {
-			index, err := number(form, "index", 0, 0, 1<<62)
-			if err != nil {
-				return err
-			}
+	err = a.Evidence.View(r.Context(), func(tx EvidenceTx) (err error) {
+		if ofEntry {
 			out, err = audit.Prove(r.Context(), tx, index)
-			return err
+		} else {
+			out, err = audit.ProveSince(r.Context(), tx, from)
 		}
-		from, err := number(form, "from", 0, 0, 1<<62)
-		if err != nil {
-			return err
-		}
-		out, err = audit.ProveSince(r.Context(), tx, from)
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, out)
-}
-
-// maxParameter is in bytes.
-const maxParameter = 1024
-
-func query(r *http.Request, names ...string) (url.Values, error) {
-	form, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return nil, fault.New(fault.InvalidRequest, "the query of the URL is malformed")
-	}
-	known := map[string]bool{}
-	for _, n := range names {
-		known[n] = true
-	}
-	for name, values := range form {
-		if !known[name] {
-			return nil, fault.Invalid(name[:min(len(name), 64)], "is not a parameter of this route")
-		}
-		if len(values) != 1 || values[0] == "" || len(values[0]) > maxParameter {
-			return nil, fault.Invalid(name, "expected one value of at most %d bytes", maxParameter)
-		}
-	}
-	return form, nil
-}
-
-func number(form url.Values, name string, absent, least, most int64) (int64, error) {
-	if !form.Has(name) {
-		return absent, nil
-	}
-	n, err := strconv.ParseInt(form.Get(name), 10, 64)
-	if err != nil || n < least || n > most {
-		return 0, fault.Invalid(name, "expected a whole number from %d to %d", least, most)
-	}
-	return n, nil
-}
-
-func refOf(form url.Values, name string) (identity.Ref, error) {
-	ref := identity.Ref{Issuer: form.Get(name + "_iss"), ID: form.Get(name + "_sub")}
-	if !ref.IsZero() && (ref.Issuer == "" || ref.ID == "") {
-		return ref, fault.Invalid(name+"_iss", "expected %s_iss and %s_sub together", name, name)
-	}
-	return ref, nil
 }

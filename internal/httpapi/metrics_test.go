@@ -69,7 +69,8 @@ func TestSeriesBeginAtZero(t *testing.T) {
 	for _, e := range []policy.Effect{policy.Allow, policy.Deny, policy.RequireCIBA} {
 		want = append(want, fmt.Sprintf(`writ_decisions_total{effect="%s"}`, e))
 	}
-	for _, r := range []string{policy.ReasonUndefined, policy.ReasonError, policy.ReasonTimeout, policy.ReasonInvalidOutput} {
+	for _, r := range []string{policy.ReasonUndefined, policy.ReasonError, policy.ReasonTimeout, policy.ReasonInvalidOutput,
+		policy.AdminUndefined, policy.AdminError, policy.AdminTimeout, policy.AdminInvalidOutput} {
 		want = append(want, fmt.Sprintf(`writ_policy_failures_total{reason="%s"}`, r))
 	}
 	for _, s := range []approval.State{

@@ -60,6 +60,9 @@ func (a *API) headers(next http.Handler) http.Handler {
 		// Answers carry secrets or personal data unless a handler says otherwise.
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
+		if usesDPoP(r) { // for the next proof (RFC 9449 §8.2)
+			w.Header().Set("DPoP-Nonce", a.Identity.Nonce())
+		}
 		next.ServeHTTP(w, r)
 	})
 }

@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/jws"
 	"github.com/writsec/writ/internal/telemetry"
 )
 
@@ -24,6 +26,8 @@ var problemKinds = map[fault.Code]struct {
 }{
 	fault.InvalidRequest:       {http.StatusBadRequest, "The request is not valid"},
 	fault.InvalidToken:         {http.StatusUnauthorized, "A token is missing or refused"},
+	fault.InvalidDPoPProof:     {http.StatusUnauthorized, "The DPoP proof is refused"},
+	fault.UseDPoPNonce:         {http.StatusUnauthorized, "The DPoP proof needs a nonce"},
 	fault.InvalidClient:        {http.StatusUnauthorized, "The service's credentials are refused"},
 	fault.Forbidden:            {http.StatusForbidden, "Not allowed"},
 	fault.NotFound:             {http.StatusNotFound, "No such thing"},
@@ -82,10 +86,13 @@ func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err 
 	}
 	h := w.Header()
 	switch f.Code {
-	case fault.InvalidToken:
+	case fault.InvalidToken, fault.InvalidDPoPProof, fault.UseDPoPNonce:
 		challenge := `Bearer realm="writ"`
+		if usesDPoP(r) {
+			challenge = `DPoP realm="writ", algs="` + strings.Join(jws.Algorithms, " ") + `"`
+		}
 		if len(r.Header.Values("Authorization")) > 0 { // RFC 6750 §3.1: else no error code
-			challenge += `, error="invalid_token"`
+			challenge += `, error="` + string(f.Code) + `"`
 		}
 		h.Set("WWW-Authenticate", challenge)
 	case fault.InvalidClient:

@@ -73,26 +73,13 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 	return nil
 }
 
-// bearer reads the one access token of a request (RFC 6750 §2.1).
-func bearer(r *http.Request) (identity.Presented, error) {
-	h := r.Header.Values("Authorization")
-	if len(h) != 1 {
-		return identity.Presented{}, fault.New(fault.InvalidToken, "send exactly one header Authorization: Bearer <access token>")
-	}
-	scheme, token, _ := strings.Cut(h[0], " ")
-	if !strings.EqualFold(scheme, "Bearer") || token == "" {
-		return identity.Presented{}, fault.New(fault.InvalidToken, "send the access token as Authorization: Bearer <access token>")
-	}
-	return identity.Presented{Token: token}, nil
-}
-
 // caller verifies the agent of a request that has no subject_token.
 func (a *API) caller(r *http.Request) (identity.Caller, error) {
 	return a.callerWith(r, "")
 }
 
 func (a *API) callerWith(r *http.Request, subject string) (identity.Caller, error) {
-	p, err := bearer(r)
+	p, err := a.bearer(r)
 	if err != nil {
 		return identity.Caller{}, err
 	}

@@ -6,18 +6,22 @@ import (
 	"crypto/subtle"
 	"net/http"
 	"net/url"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/minter"
 	"github.com/writsec/writ/internal/revocation"
 )
 
 // Service is a resource server that may introspect tokens of its own audience.
 type Service struct {
-	ID       string
+	ID string
+	// Secret, or else Subject, the principal of its own token, is what it is known by.
 	Secret   string
+	Subject  identity.Ref
 	Audience string
 }
 
@@ -68,13 +72,42 @@ func (a *API) introspect(w http.ResponseWriter, r *http.Request) error {
 	case !alive:
 		return writeJSON(w, http.StatusOK, inactive)
 	}
-	claims["active"], claims["token_type"] = true, "Bearer"
+	claims["active"], claims["token_type"] = true, minter.TokenType(l.Cnf)
 	return writeJSON(w, http.StatusOK, claims)
 }
 
-// service authenticates by client secret, in the header or in the form (RFC 6749
-// §2.3.1), never by both, in the same time whoever calls.
+// service authenticates a resource server, by its own token or by its secret.
 func (a *API) service(r *http.Request, form url.Values) (Service, error) {
+	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") && !strings.EqualFold(scheme, "DPoP") {
+		return a.serviceBySecret(r, form)
+	}
+	if form.Has("client_id") || form.Has("client_secret") {
+		return Service{}, refusedClient()
+	}
+	p, err := a.bearer(r)
+	if err != nil {
+		return Service{}, refusedClient()
+	}
+	subject, err := a.Identity.Service(r.Context(), p)
+	switch {
+	case fault.Is(err, fault.InvalidToken):
+		a.Metrics.TokensRefused.WithLabelValues("service").Inc()
+		return Service{}, fault.New(fault.InvalidClient, "%s", fault.Detail(err))
+	case err != nil:
+		return Service{}, err
+	}
+	for _, s := range a.Services {
+		if s.Subject == subject.Ref {
+			return s, nil
+		}
+	}
+	return Service{}, refusedClient()
+}
+
+// serviceBySecret authenticates by client secret, in the header or in the form (RFC 6749
+// §2.3.1), never by both, in the same time whoever calls.
+func (a *API) serviceBySecret(r *http.Request, form url.Values) (Service, error) {
 	id, secret := form.Get("client_id"), form.Get("client_secret")
 	if given := r.Header.Values("Authorization"); len(given) > 0 {
 		var e1, e2 error
@@ -92,6 +125,9 @@ func (a *API) service(r *http.Request, form url.Values) (Service, error) {
 	var found Service
 	ok := 0
 	for _, s := range a.Services {
+		if s.Secret == "" { // known by its token alone
+			continue
+		}
 		want := sha256.Sum256([]byte(s.Secret))
 		match := subtle.ConstantTimeCompare(given[:], want[:]) & subtle.ConstantTimeCompare([]byte(id), []byte(s.ID))
 		if match == 1 {
@@ -105,7 +141,7 @@ func (a *API) service(r *http.Request, form url.Values) (Service, error) {
 }
 
 func refusedClient() error {
-	return fault.New(fault.InvalidClient, "authenticate with the id and secret of a configured service")
+	return fault.New(fault.InvalidClient, "authenticate as a configured service, with its id and secret or with a token of its own")
 }
 
 // revocationBody is the request of POST /revocations.
@@ -127,7 +163,7 @@ const maxReason = 500
 
 // revoke is the kill switch. It needs an operator's token and nothing else.
 func (a *API) revoke(w http.ResponseWriter, r *http.Request) error {
-	token, err := bearer(r)
+	token, err := a.bearer(r)
 	if err != nil {
 		return err
 	}

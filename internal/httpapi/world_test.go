@@ -3,6 +3,9 @@ package httpapi_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -33,6 +36,9 @@ import (
 // w is the real thing, one for all tests: store, policies, provider, engine and
 // listeners. Tests share it, so they don't run in parallel.
 var w *world
+
+// idpKey is the provider's, so that tests can sign what it does not.
+var idpKey, _ = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 
 type world struct {
 	m      *testing.M
@@ -83,7 +89,7 @@ func (x *world) run() (code int, err error) {
 		return 1, err
 	}
 	x.dev, err = dev.New(ctx, dev.Config{
-		Dir: dir, Policies: "../../policies", Listen: "127.0.0.1:0", OpsListen: "127.0.0.1:0", IDPListen: "127.0.0.1:0",
+		Dir: dir, Policies: "../../policies", Listen: "127.0.0.1:0", OpsListen: "127.0.0.1:0", IDPListen: "127.0.0.1:0", IDPKey: idpKey,
 		Logger: telemetry.NewLogger(x, slog.LevelDebug),
 	})
 	if err != nil {
@@ -314,14 +320,16 @@ func authenticated(_ context.Context, in *openapi3filter.AuthenticationInput) er
 		return fmt.Errorf("%d Authorization headers", len(headers))
 	}
 	scheme, rest, _ := strings.Cut(headers[0], " ")
-	if !strings.EqualFold(scheme, in.SecurityScheme.Scheme) || rest == "" {
+	bound := in.SecurityScheme.Scheme == "bearer" && scheme == "DPoP" // as its description says
+	if !strings.EqualFold(scheme, in.SecurityScheme.Scheme) && !bound || rest == "" {
 		return fmt.Errorf("not a %s authorization", in.SecurityScheme.Scheme)
 	}
 	return nil
 }
 
-// everywhere are headers that net/http sets by itself.
-var everywhere = []string{"Date", "Content-Length", "Content-Type"}
+// everywhere are headers that net/http sets by itself, and that of every answer to the
+// scheme DPoP.
+var everywhere = []string{"Date", "Content-Length", "Content-Type", "Dpop-Nonce"}
 
 // check holds a response to the spec: status, body and headers declared.
 func (x *world) check(t *testing.T, in *openapi3filter.RequestValidationInput, a answer) {

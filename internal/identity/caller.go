@@ -2,8 +2,13 @@ package identity
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 
+	"github.com/writsec/writ/internal/dpop"
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/telemetry"
 )
@@ -12,6 +17,12 @@ import (
 type Presented struct {
 	// Token of the Authorization header.
 	Token string
+	// DPoP says that its scheme was DPoP; Proof is then the DPoP header (RFC 9449 §7.1),
+	// and Method and URL are of the request.
+	DPoP               bool
+	Proof, Method, URL string
+	// Certificate is the TLS client's, nil for none.
+	Certificate *x509.Certificate
 	// Subject is the user's token that an agent brings besides, "" for none.
 	Subject string
 }
@@ -21,11 +32,11 @@ type Presented struct {
 func (v *Verifier) Caller(ctx context.Context, p Presented) (_ Caller, err error) {
 	ctx, span := telemetry.Start(ctx, "identity verify")
 	defer func() { telemetry.End(span, err) }()
-	b, err := v.bearer(ctx, p)
+	b, held, err := v.bearer(ctx, p)
 	if err != nil {
 		return Caller{}, refused("the bearer token", err)
 	}
-	return v.caller(ctx, p, b)
+	return v.caller(ctx, p.Token, p.Subject, held, b)
 }
 
 // Again verifies once more what a caller presented, for a request that was held
@@ -34,45 +45,98 @@ func (v *Verifier) Caller(ctx context.Context, p Presented) (_ Caller, err error
 func (v *Verifier) Again(ctx context.Context, c Caller) (_ Caller, err error) {
 	ctx, span := telemetry.Start(ctx, "identity verify")
 	defer func() { telemetry.End(span, err) }()
-	b, err := v.verify(ctx, c.presented.Token)
+	b, err := v.verify(ctx, c.bearer)
 	if err != nil {
 		return Caller{}, refused("the bearer token", err)
 	}
-	return v.caller(ctx, c.presented, b)
+	return v.caller(ctx, c.bearer, c.subject, c.Held, b)
 }
 
-func (v *Verifier) caller(ctx context.Context, p Presented, b verified) (Caller, error) {
+func (v *Verifier) caller(ctx context.Context, bearer, subject string, held dpop.Confirmation, b verified) (Caller, error) {
 	agent, user, err := v.split(b)
 	if err != nil {
 		return Caller{}, refused("the bearer token", err)
 	}
-	c := Caller{Agent: agent, User: user, presented: p}
-	if p.Subject == "" {
+	c := Caller{Agent: agent, User: user, Held: held, bearer: bearer, subject: subject}
+	if subject == "" {
 		return c, nil
 	}
 	if user != nil {
 		return Caller{}, refused("the subject_token", errors.New("is one too many: the bearer token names the user already"))
 	}
-	if c.User, err = v.subject(ctx, p.Subject, agent.Ref); err != nil {
+	if c.User, err = v.subject(ctx, subject, agent.Ref, held); err != nil {
 		return Caller{}, refused("the subject_token", err)
 	}
 	return c, nil
 }
 
 // bearer verifies the token of the Authorization header and that who brings it may.
-func (v *Verifier) bearer(ctx context.Context, p Presented) (verified, error) {
-	t, err := v.verify(ctx, p.Token)
-	if err != nil {
-		return verified{}, err
+func (v *Verifier) bearer(ctx context.Context, p Presented) (t verified, held dpop.Confirmation, err error) {
+	if t, err = v.verify(ctx, p.Token); err != nil {
+		return t, held, err
 	}
 	if t.kind == idToken {
-		return verified{}, errors.New("is not an access token (RFC 9068, typ at+jwt)")
+		return t, held, errors.New("is not an access token (RFC 9068, typ at+jwt)")
+	}
+	if held, err = v.prove(ctx, p, t); err != nil {
+		return t, held, err
 	}
 	if t.kind == ClientAssertion {
-		return t, v.spendAssertion(ctx, t)
+		err = v.spendAssertion(ctx, t)
 	}
-	return t, nil
+	return t, held, err
 }
+
+// prove holds who brings a token to the key that it is bound to, and returns what of
+// that was proved.
+func (v *Verifier) prove(ctx context.Context, p Presented, t verified) (held dpop.Confirmation, err error) {
+	switch {
+	case p.DPoP && t.bound.JKT == "":
+		return held, errors.New("is not bound to a DPoP key: send it as Authorization: Bearer")
+	case !p.DPoP && t.bound.JKT != "":
+		return held, errors.New("is bound to a DPoP key: send it as Authorization: DPoP, with a proof in the DPoP header")
+	case !t.constrained():
+		return held, fmt.Errorf("is not bound to a key by %s, as its issuer's profile wants", strings.Join(t.SenderConstraint, " or "))
+	}
+	if t.bound.X5T != "" {
+		if p.Certificate == nil {
+			return held, errors.New("is bound to a TLS client certificate, and the request came without one")
+		}
+		held.X5T = dpop.CertThumbprint(p.Certificate)
+	}
+	if p.DPoP {
+		held.JKT, err = v.proofs.Verify(ctx, dpop.Request{
+			Proof: p.Proof, Method: p.Method, URL: p.URL, Token: p.Token, NonceRequired: t.DPoPNonce,
+		})
+		if err != nil {
+			return held, proofRefused(err)
+		}
+	}
+	if !t.bound.Confirmed(held) {
+		return held, errors.New("is bound to another key than its bearer holds")
+	}
+	return held, nil
+}
+
+// constrained reports whether a token is bound as its issuer's profile wants.
+func (t verified) constrained() bool {
+	return len(t.SenderConstraint) == 0 ||
+		t.bound.JKT != "" && slices.Contains(t.SenderConstraint, "dpop") ||
+		t.bound.X5T != "" && slices.Contains(t.SenderConstraint, "mtls")
+}
+
+func proofRefused(err error) error {
+	if errors.Is(err, dpop.ErrUseNonce) {
+		return fault.New(fault.UseDPoPNonce, "the DPoP proof %v", err)
+	}
+	if _, ok := errors.AsType[*dpop.Invalid](err); ok {
+		return fault.New(fault.InvalidDPoPProof, "the DPoP proof %v", err)
+	}
+	return err
+}
+
+// Nonce is for the DPoP-Nonce header (RFC 9449 §8).
+func (v *Verifier) Nonce() string { return v.proofs.Nonce() }
 
 // split reads agent and user out of one token: the subject is the user, act.sub or
 // else the client is the agent. A token without act whose subject is its client
@@ -90,7 +154,7 @@ func (v *Verifier) split(t verified) (agent Principal, user *Principal, err erro
 	case itself && !act.IsZero():
 		return Principal{}, nil, errors.New("has an actor but no user: its sub is its client or its actor")
 	case itself:
-		return Principal{Ref: v.agentOf(t.holder()), Claims: t.claims}, nil, nil
+		return Principal{Ref: v.agentOf(t.holder()), Claims: t.claims, Parsed: t.parsed}, nil, nil
 	case !t.User:
 		return Principal{}, nil, errors.New("is of an issuer that may not speak for users")
 	}
@@ -98,7 +162,7 @@ func (v *Verifier) split(t verified) (agent Principal, user *Principal, err erro
 	if !act.IsZero() {
 		agent.Ref = v.agentOf(act)
 	}
-	return agent, &Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims}, nil
+	return agent, &Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims, Parsed: t.parsed}, nil
 }
 
 // speaksForItself says that a token is a client's own: nobody's but the workload's
@@ -131,10 +195,13 @@ func (v *Verifier) agentOf(r Ref) Ref {
 
 // subject verifies a user's token that an agent brings, and that it was issued to
 // this agent or lets it act.
-func (v *Verifier) subject(ctx context.Context, raw string, agent Ref) (*Principal, error) {
+func (v *Verifier) subject(ctx context.Context, raw string, agent Ref, held dpop.Confirmation) (*Principal, error) {
 	t, err := v.verify(ctx, raw)
 	if err != nil {
 		return nil, err
+	}
+	if !t.bound.Confirmed(held) {
+		return nil, errors.New("is bound to another key than its bearer holds")
 	}
 	if !t.User {
 		return nil, errors.New("is of an issuer that may not speak for users")
@@ -161,7 +228,7 @@ func (v *Verifier) subject(ctx context.Context, raw string, agent Ref) (*Princip
 	if user == holder || user == mayAct {
 		return nil, errors.New("names no user: its sub is its actor")
 	}
-	return &Principal{Ref: user, Claims: t.claims}, nil
+	return &Principal{Ref: user, Claims: t.claims, Parsed: t.parsed}, nil
 }
 
 // Operator verifies an operator's token. A token without the configured claim is
@@ -169,7 +236,7 @@ func (v *Verifier) subject(ctx context.Context, raw string, agent Ref) (*Princip
 func (v *Verifier) Operator(ctx context.Context, p Presented) (_ Principal, err error) {
 	ctx, span := telemetry.Start(ctx, "identity verify")
 	defer func() { telemetry.End(span, err) }()
-	t, err := v.bearer(ctx, p)
+	t, _, err := v.bearer(ctx, p)
 	if err != nil {
 		return Principal{}, refused("the bearer token", err)
 	}
@@ -177,22 +244,34 @@ func (v *Verifier) Operator(ctx context.Context, p Presented) (_ Principal, err 
 	if _, delegated := t.claims["act"]; delegated || !t.Issuer.Operator || !t.Operators.include(t.claims, t.client) {
 		return Principal{}, fault.New(fault.Forbidden, "this needs an operator")
 	}
-	return Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims}, nil
+	return v.believed(ctx, Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims, Parsed: t.parsed})
+}
+
+// believed refuses a principal that was signed out since.
+func (v *Verifier) believed(ctx context.Context, p Principal) (Principal, error) {
+	at, err := v.signedOut(ctx, p.Ref, p.Login())
+	if err == nil && !p.Believed(at) {
+		err = ErrSignedOut
+	}
+	if err != nil {
+		return Principal{}, err
+	}
+	return p, nil
 }
 
 // Service verifies a resource server's own token. Which resource server that is, the
 // configuration knows.
-func (v *Verifier) Service(ctx context.Context, p Presented) (_ Ref, err error) {
+func (v *Verifier) Service(ctx context.Context, p Presented) (_ Principal, err error) {
 	ctx, span := telemetry.Start(ctx, "identity verify")
 	defer func() { telemetry.End(span, err) }()
-	t, err := v.bearer(ctx, p)
+	t, _, err := v.bearer(ctx, p)
 	if err != nil {
-		return Ref{}, refused("the bearer token", err)
+		return Principal{}, refused("the bearer token", err)
 	}
 	if _, delegated := t.claims["act"]; delegated || !t.Issuer.Service || !t.speaksForItself() {
-		return Ref{}, refused("the bearer token", errors.New("is not a service's own token, or its issuer may not speak for services"))
+		return Principal{}, refused("the bearer token", errors.New("is not a service's own token, or its issuer may not speak for services"))
 	}
-	return t.holder(), nil
+	return v.believed(ctx, Principal{Ref: t.holder(), Claims: t.claims, Parsed: t.parsed})
 }
 
 // IDToken verifies an ID token that an issuer gave to Writ itself, as its client,

@@ -39,6 +39,7 @@ const (
 	issBots  = "https://agents.example" // speaks for agents alone
 	issOps   = "https://ops.example"    // operators only, any client
 	issES    = "https://es.example"     // may sign by ES256 alone
+	issBound = "https://bound.example"  // wants DPoP
 
 	// marker stands in every forged token and must never come out again.
 	marker = "s3cr3t-in-the-token"
@@ -276,7 +277,13 @@ func world(t testing.TB) (*Verifier, *bytes.Buffer) {
 	setB := file("b", jwks(jwk(k.ecB, "ec", nil), jwk(k.rsaB, "rsa", nil)))
 	var log bytes.Buffer
 	v, err := New(Config{
-		Now:    func() time.Time { return now },
+		Now: func() time.Time { return now },
+		SignedOut: func(_ context.Context, subject Ref, sid string) (time.Time, error) {
+			if subject.ID == "signed-out" || sid == "signed-out" {
+				return now.Add(-time.Second), nil
+			}
+			return time.Time{}, nil
+		},
 		Logger: slog.New(slog.NewTextHandler(&log, nil)),
 		Issuers: []Issuer{
 			{
@@ -294,6 +301,10 @@ func world(t testing.TB) (*Verifier, *bytes.Buffer) {
 			{
 				URL: issOps, Operator: true, Audience: audience, JWKSFile: setB, Algorithms: []string{"ES256"},
 				Operators: Operators{Claim: "role", Value: "security"},
+			},
+			{
+				URL: issBound, User: true, Agent: true, Operator: true, Audience: audience, JWKSFile: setB, Algorithms: []string{"ES256"},
+				SenderConstraint: []string{"dpop"},
 			},
 			{
 				URL: issES, User: true, Agent: true, Audience: audience, JWKSFile: setA, Algorithms: []string{"ES256"},

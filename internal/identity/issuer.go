@@ -66,6 +66,18 @@ type Issuer struct {
 	// SenderConstraint, when set, refuses tokens that are not bound to a key by one of
 	// these methods: dpop, mtls.
 	SenderConstraint []string
+	// DPoPNonce wants a nonce of Writ's in DPoP proofs.
+	DPoPNonce bool
+	// Signals lets it send security events.
+	Signals Signals
+}
+
+// Signals is what an issuer may say besides tokens: security events (RFC 8417).
+type Signals struct {
+	// Audience is what they must be meant for; "" refuses all.
+	Audience string
+	// Subjects is the issuer whose subjects they are about.
+	Subjects string
 }
 
 // matcher holds claims to globs.

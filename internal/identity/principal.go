@@ -6,7 +6,11 @@ package identity
 import (
 	"slices"
 	"strings"
+	"time"
 	"unicode"
+
+	"github.com/writsec/writ/internal/dpop"
+	"github.com/writsec/writ/internal/fault"
 )
 
 // Ref names a principal: a subject is unique only within its issuer.
@@ -26,7 +30,35 @@ type Principal struct {
 	Ref
 	// Claims are those of the token that proved it; numbers are json.Number.
 	Claims map[string]any
+	// Parsed is what Config.Parse made of them, nil where they are not of a token.
+	Parsed any
 }
+
+// Login is the sid of the login at the issuer that the token is of (OpenID Connect
+// Front-Channel Logout §3), "" where the issuer does not say.
+func (p Principal) Login() string {
+	sid := stringClaim(p.Claims, "sid")
+	if !Usable(sid) {
+		return ""
+	}
+	return sid
+}
+
+// IssuedAt is when the token was issued, zero where it does not say.
+func (p Principal) IssuedAt() time.Time {
+	at, _ := TimeClaim(p.Claims, "iat")
+	return at
+}
+
+// Believed reports whether the token is younger than a sign-out of its subject, which
+// is zero for never. What was issued in the same second is not: issuers count in
+// seconds.
+func (p Principal) Believed(signedOut time.Time) bool {
+	return signedOut.IsZero() || p.IssuedAt().After(signedOut)
+}
+
+// ErrSignedOut refuses a token that is from before a sign-out.
+var ErrSignedOut error = fault.New(fault.InvalidToken, "a token is from before its subject was signed out; bring one of a new sign-in")
 
 // Caller is who makes a request: an agent, and the user it acts for where its
 // tokens name one. Otherwise the user comes from the session.
@@ -34,7 +66,11 @@ type Caller struct {
 	Agent Principal
 	User  *Principal
 
-	presented Presented // to be verified again
+	// Held is the key that the caller proved to hold, which its token is bound to; zero
+	// for none.
+	Held dpop.Confirmation
+
+	bearer, subject string // to be verified again
 }
 
 // Operators says which subjects of an issuer are operators: those whose token has

@@ -97,7 +97,7 @@ const (
 	notMeant   = "is not meant for " + audience
 	notKnown   = "is of an issuer that Writ does not know"
 	twoClients = "has azp and client_id that differ"
-	bound      = "is bound to a key (cnf), and this Writ can't check the proof"
+	bound      = "is bound in a way that Writ can't check (cnf)"
 )
 
 func refusedHeader(name string) string { return "has " + name + " in its header, which Writ refuses" }
@@ -363,12 +363,22 @@ func TestNegative06ForeignKey(t *testing.T) {
 
 // TestNegative10Bound: nothing bound to a key is good without its proof.
 func TestNegative10Bound(t *testing.T) {
+	cnf := func(v any) edit { return claim("cnf", v) }
+	print := strings.Repeat("A", 43)
 	refuses(t, []badToken{
-		{"DPoP", []edit{claim("cnf", map[string]any{"jkt": "x"})}, bound},
-		{"mTLS", []edit{claim("cnf", map[string]any{"x5t#S256": "x"})}, bound},
-		{"empty cnf", []edit{claim("cnf", map[string]any{})}, bound},
-		{"null cnf", []edit{claim("cnf", nil)}, bound},
-		{"ID token with cnf", []edit{asIDToken("web"), claim("cnf", map[string]any{"jkt": "x"})}, bound},
+		{"DPoP", []edit{cnf(map[string]any{"jkt": print})}, "is bound to a DPoP key: send it as Authorization: DPoP, with a proof in the DPoP header"},
+		{"mTLS", []edit{cnf(map[string]any{"x5t#S256": print})}, "is bound to a TLS client certificate, and the request came without one"},
+		{"both", []edit{cnf(map[string]any{"jkt": print, "x5t#S256": print})}, "is bound to a DPoP key: send it as Authorization: DPoP, with a proof in the DPoP header"},
+		{"no thumbprint", []edit{cnf(map[string]any{"jkt": "x"})}, bound},
+		{"a thumbprint of another hash", []edit{cnf(map[string]any{"jkt": strings.Repeat("A", 27)})}, bound},
+		{"a thumbprint in padded base64", []edit{cnf(map[string]any{"jkt": print + "="})}, bound},
+		{"an embedded key", []edit{cnf(map[string]any{"jwk": jwk(keys().ec, "ec", nil)})}, bound},
+		{"a method besides", []edit{cnf(map[string]any{"jkt": print, "kid": "ec"})}, bound},
+		{"empty cnf", []edit{cnf(map[string]any{})}, bound},
+		{"null cnf", []edit{cnf(nil)}, bound},
+		{"cnf a text", []edit{cnf("jkt")}, bound},
+		{"unbound, of an issuer that wants it", []edit{of(issBound, es256("ec", keys().ecB))}, "is not bound to a key by dpop, as its issuer's profile wants"},
+		{"bound otherwise, of an issuer that wants it", []edit{of(issBound, es256("ec", keys().ecB)), cnf(map[string]any{"x5t#S256": print})}, "is not bound to a key by dpop, as its issuer's profile wants"},
 	})
 }
 

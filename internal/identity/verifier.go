@@ -15,6 +15,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/writsec/writ/internal/dpop"
 	"github.com/writsec/writ/internal/jws"
 )
 
@@ -26,7 +27,15 @@ type Config struct {
 	Now     func() time.Time // for the time claims
 	// Spend uses up what is good once only, until a time, for all replicas: fresh says
 	// that nobody has used it up before.
-	Spend  func(ctx context.Context, use string, expires time.Time) (fresh bool, err error)
+	Spend func(ctx context.Context, use string, expires time.Time) (fresh bool, err error)
+	// NonceKey makes the nonces of DPoP, the same on all replicas.
+	NonceKey []byte
+	// SignedOut is when a subject, or the login sid of theirs, was last signed out. Of
+	// agents and their users the session knows; this is for all others.
+	SignedOut func(ctx context.Context, subject Ref, sid string) (time.Time, error)
+	// Parse turns claims into what policy evaluates, once for as long as a token is
+	// remembered. nil: not at all.
+	Parse  func(claims map[string]any) any
 	Logger *slog.Logger
 }
 
@@ -39,13 +48,16 @@ type Agent struct {
 
 // Verifier verifies tokens of the configured issuers.
 type Verifier struct {
-	issuers map[string]*issuer
-	domains map[string]*issuer // by SPIFFE trust domain
-	agents  map[Ref]Ref        // from another identity to the agent
-	cache   *lru.Cache[[sha256.Size]byte, remembered]
-	now     func() time.Time
-	spend   func(context.Context, string, time.Time) (bool, error)
-	log     *slog.Logger
+	issuers   map[string]*issuer
+	domains   map[string]*issuer // by SPIFFE trust domain
+	agents    map[Ref]Ref        // from another identity to the agent
+	cache     *lru.Cache[[sha256.Size]byte, remembered]
+	now       func() time.Time
+	spend     func(context.Context, string, time.Time) (bool, error)
+	signedOut func(context.Context, Ref, string) (time.Time, error)
+	proofs    *dpop.Verifier
+	toParsed  func(map[string]any) any
+	log       *slog.Logger
 }
 
 type issuer struct {
@@ -61,8 +73,9 @@ type issuer struct {
 func New(cfg Config) (*Verifier, error) {
 	v := &Verifier{
 		issuers: map[string]*issuer{}, domains: map[string]*issuer{}, agents: map[Ref]Ref{},
-		now: cfg.Now, spend: cfg.Spend, log: cfg.Logger,
+		now: cfg.Now, spend: cfg.Spend, signedOut: cfg.SignedOut, toParsed: cfg.Parse, log: cfg.Logger,
 	}
+	v.proofs = &dpop.Verifier{Now: cfg.Now, Spend: cfg.Spend, NonceKey: cfg.NonceKey}
 	var err error
 	if v.cache, err = lru.New[[sha256.Size]byte, remembered](cacheSize); err != nil {
 		return nil, err
@@ -143,6 +156,8 @@ type verified struct {
 	claims  map[string]any // shared with others: never written to
 	subject string
 	client  string // the OAuth client it was issued to
+	bound   dpop.Confirmation
+	parsed  any
 }
 
 // The cache of verified tokens. It remembers successes only, and not for long.
@@ -175,12 +190,15 @@ func (v *Verifier) verify(ctx context.Context, raw string) (verified, error) {
 	if t.subject, t.client, err = t.check(t.kind, t.claims); err != nil {
 		return verified{}, err
 	}
-	if _, bound := t.claims["cnf"]; bound {
-		return verified{}, errors.New("is bound to a key (cnf), and this Writ can't check the proof")
+	if t.bound, err = dpop.ConfirmationOf(t.claims); err != nil {
+		return verified{}, err
 	}
 	keys, err := v.verifySignature(ctx, t)
 	if err != nil {
 		return verified{}, err
+	}
+	if v.toParsed != nil {
+		t.parsed = v.toParsed(t.claims)
 	}
 	v.cache.Add(sum, remembered{t.verified, keys, v.now().Add(cacheFor)})
 	return t.verified, nil
@@ -192,15 +210,21 @@ type unverified struct {
 	token jws.Token
 }
 
-// parse does all that costs little: form, issuer, kind, algorithm, times.
-func (v *Verifier) parse(raw string) (t unverified, err error) {
+// open reads a token's form and finds its issuer.
+func (v *Verifier) open(raw string) (t unverified, err error) {
 	if t.token, err = jws.Parse(raw); err != nil {
 		return t, err
 	}
 	if t.claims, err = t.token.Claims(); err != nil {
 		return t, err
 	}
-	if t.issuer, err = v.issuerOf(t.claims); err != nil {
+	t.issuer, err = v.issuerOf(t.claims)
+	return t, err
+}
+
+// parse does all that costs little: form, issuer, kind, algorithm, times.
+func (v *Verifier) parse(raw string) (t unverified, err error) {
+	if t, err = v.open(raw); err != nil {
 		return t, err
 	}
 	if t.kind, err = t.kindOf(t.token, t.claims); err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/writsec/writ/internal/audit"
+	"github.com/writsec/writ/internal/dpop"
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/id"
 	"github.com/writsec/writ/internal/identity"
@@ -61,6 +62,9 @@ type Grant struct {
 	TTL          time.Duration  `json:"-"`
 	Revocability string         `json:"revocability"`
 	Precision    string         `json:"precision"`
+	// Cnf is the key that the caller proved to hold; the credential is bound to it where
+	// its kind can be (RFC 7800). nil for none.
+	Cnf *dpop.Confirmation `json:"cnf,omitempty"`
 }
 
 // Revocability says when a revoked credential stops working.

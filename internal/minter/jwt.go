@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/writsec/writ/internal/dpop"
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/intent"
 	"github.com/writsec/writ/internal/lease"
@@ -99,6 +100,8 @@ type claims struct {
 	Session  string       `json:"sid"`
 	Scope    string       `json:"scope"`
 	Details  []details    `json:"authorization_details"` // RFC 9396
+
+	Cnf *dpop.Confirmation `json:"cnf,omitempty"` // the agent's key (RFC 7800)
 }
 
 type subID struct {
@@ -137,7 +140,7 @@ func (m *JWT) Mint(_ context.Context, l lease.Lease, act intent.Act) (lease.Secr
 		Issuer: m.Issuer, Audience: m.Audience,
 		Subject: l.User.String(), SubID: subID{"iss_sub", l.User.Issuer, l.User.ID}, Act: l.Agent, ClientID: l.Agent.ID,
 		IssuedAt: l.CreatedAt.Unix(), Expires: l.ExpiresAt.Unix(), ID: l.ID, Session: l.Session,
-		Scope: strings.Join(scopes, " "),
+		Scope: strings.Join(scopes, " "), Cnf: l.Cnf,
 		Details: []details{{
 			Type: "writ_intent", Actions: []string{act.Intent.Action}, Identifier: act.Resource.ID,
 			Resource:   resource{act.Resource.Type, act.Resource.ID, act.Resource.Properties},
@@ -151,7 +154,15 @@ func (m *JWT) Mint(_ context.Context, l lease.Lease, act intent.Act) (lease.Secr
 	if err != nil {
 		return nil, fmt.Errorf("mint jwt: %w", err)
 	}
-	return lease.Secret{"token": token, "token_type": "Bearer"}, nil
+	return lease.Secret{"token": token, "token_type": TokenType(l.Cnf)}, nil
+}
+
+// TokenType is how a token is to be shown (RFC 6749 §7.1, RFC 9449 §5).
+func TokenType(cnf *dpop.Confirmation) string {
+	if cnf != nil && cnf.JKT != "" {
+		return "DPoP"
+	}
+	return "Bearer"
 }
 
 // grantedScopes reads a grant's scopes, fresh from Plan or back from the store.

@@ -4,6 +4,7 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,8 +28,10 @@ import (
 type Config struct {
 	// Path is a directory or a bundle file.
 	Path string
-	// Query is the document to evaluate.
+	// Query is the document that is a decision.
 	Query string
+	// AdminQuery is the document that says what an operator may do; "" is data.writ.admin.
+	AdminQuery string
 	// Deadline bounds one evaluation.
 	Deadline time.Duration
 	// Reload is how often Path is checked for a change; zero never.
@@ -52,22 +55,24 @@ const mendEvery = 2 * time.Second
 
 // Engine answers decisions from the current snapshot.
 type Engine struct {
-	cfg     Config
-	schema  *jsonschema.Schema
-	current atomic.Pointer[snapshot]
-	slots   chan struct{} // more evaluations at a time would only slow each other down, past the deadline
-	// For Load and Run, which don't overlap:
-	seen    string // fingerprint of Path at the last Load
-	refused bool   // the last Load was refused
+	cfg             Config
+	decision, admin *jsonschema.Schema // of the answers
+	current         atomic.Pointer[snapshot]
+	refusal         atomic.Pointer[Refusal] // of the last Load; nil: it was none
+	slots           chan struct{}           // more evaluations at a time would only slow each other down, past the deadline
+	seen            string                  // fingerprint of Path at the last Load; for Load and Run, which don't overlap
 }
 
 // New makes an engine without policies; Load brings them.
 func New(cfg Config) (*Engine, error) {
-	schema, err := compileSchema()
-	if err != nil {
+	cfg.AdminQuery = cmp.Or(cfg.AdminQuery, "data.writ.admin")
+	e := &Engine{cfg: cfg, slots: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	var err error
+	if e.decision, err = compileSchema("decision.json"); err != nil {
 		return nil, err
 	}
-	return &Engine{cfg: cfg, schema: schema, slots: make(chan struct{}, runtime.GOMAXPROCS(0))}, nil
+	e.admin, err = compileSchema("admin.json")
+	return e, err
 }
 
 // Load puts the policies at Path in force if they pass every gate; otherwise the
@@ -79,8 +84,7 @@ func (e *Engine) Load(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	if err == nil && s.Digest == e.Version().Digest {
-		if e.refused {
-			e.refused = false
+		if e.refusal.Swap(nil) != nil {
 			e.cfg.Logger.InfoContext(ctx, "policies are again those in force", "revision", s.Revision)
 		}
 		return nil
@@ -93,15 +97,21 @@ func (e *Engine) Load(ctx context.Context) error {
 		err = errors.Join(err, recordErr)
 		e.seen = "" // Run tries again
 	}
-	e.refused = err != nil
 	if err != nil {
+		e.refusal.Store(&Refusal{At: time.Now().UTC(), Error: err.Error()})
 		e.cfg.Metrics.PolicyLoads.WithLabelValues("refused").Inc()
 		e.cfg.Logger.ErrorContext(ctx, "policies refused", "path", e.cfg.Path, "error", err, "in_force", e.Version().Revision)
 		return err
 	}
+	s.at = time.Now().UTC()
 	e.current.Store(s)
+	e.refusal.Store(nil)
 	e.cfg.Metrics.PolicyLoads.WithLabelValues("activated").Inc()
 	e.cfg.Logger.InfoContext(ctx, "policies activated", "path", e.cfg.Path, "revision", s.Revision, "digest", s.Digest)
+	if !s.admin.defined {
+		e.cfg.Logger.WarnContext(ctx, "policies say nothing of operators, who can do nothing but revoke",
+			"query", e.cfg.AdminQuery, "revision", s.Revision)
+	}
 	return nil
 }
 
@@ -150,53 +160,74 @@ func (e *Engine) Decide(ctx context.Context, in Input) (_ Result, err error) {
 	if s == nil {
 		return Result{}, fault.New(fault.NotReady, "no policies are loaded")
 	}
-	if ctx.Err() != nil {
-		return Result{}, context.Cause(ctx)
+	done, err := e.turn(ctx)
+	if err != nil {
+		return Result{}, err
 	}
-	select {
-	case e.slots <- struct{}{}:
-		defer func() { <-e.slots }()
-	case <-time.After(maxQueue):
-		return Result{}, &fault.Error{Code: fault.Overloaded, Detail: "too many decisions at a time", RetryAfter: time.Second}
-	case <-ctx.Done():
-		return Result{}, context.Cause(ctx)
-	}
+	defer done()
 	start := time.Now()
-	r := e.evaluate(ctx, s, in.Document(), in.Time)
+	r := e.evaluate(ctx, s, in.evaluable(), in.Time)
 	e.cfg.Metrics.PolicySeconds.Observe(time.Since(start).Seconds())
 	r.Policy = s.Version
 	return r, nil
 }
 
+// turn waits for a slot, which done gives back.
+func (e *Engine) turn(ctx context.Context) (done func(), err error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	select {
+	case e.slots <- struct{}{}:
+		return func() { <-e.slots }, nil
+	case <-time.After(maxQueue):
+		return nil, &fault.Error{Code: fault.Overloaded, Detail: "too many decisions at a time", RetryAfter: time.Second}
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 func (e *Engine) evaluate(ctx context.Context, s *snapshot, input map[string]any, at time.Time) Result {
-	fail := func(code, message string, err error) Result {
+	r, failed := ask[Result](ctx, e, s, s.decision, input, at)
+	if failed != nil {
+		return denied(failed.Code, failed.Message)
+	}
+	return r
+}
+
+// ask puts a question to a snapshot. Whatever goes wrong is counted, logged and the
+// reason of a denial.
+func ask[T any](ctx context.Context, e *Engine, s *snapshot, q question, input map[string]any, at time.Time) (answer T, failed *Reason) {
+	fail := func(code, message string, err error) (none T, _ *Reason) {
 		e.cfg.Metrics.PolicyFailures.WithLabelValues(code).Inc()
-		intent, _ := input["intent"].(map[string]any)
-		e.cfg.Logger.ErrorContext(ctx, "policy failed", "reason", code, "revision", s.Revision,
-			"action", intent["action"], "error", err)
-		return denied(code, message)
+		action := input["action"] // of an operator
+		if intent, ok := input["intent"].(map[string]any); ok {
+			action = intent["action"]
+		}
+		e.cfg.Logger.ErrorContext(ctx, "policy failed", "reason", code, "revision", s.Revision, "action", action, "error", err)
+		return none, &Reason{code, message}
 	}
 	value, err := ast.InterfaceToValue(input)
 	if err != nil {
-		return fail(ReasonError, "policy could not be evaluated", err)
+		return fail(q.failures.failed, "policy could not be evaluated", err)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, e.cfg.Deadline, errDeadline)
 	defer cancel()
-	rs, err := s.query.Eval(ctx,
+	rs, err := q.query.Eval(ctx,
 		rego.EvalParsedInput(value), rego.EvalTime(at), rego.EvalMetrics(metrics.NoOp()))
 	switch {
 	case topdown.IsCancel(err) || errors.Is(err, context.DeadlineExceeded):
-		return fail(ReasonTimeout, "policy took too long", fmt.Errorf("%w: %w", context.Cause(ctx), err))
+		return fail(q.failures.timeout, "policy took too long", fmt.Errorf("%w: %w", context.Cause(ctx), err))
 	case err != nil:
-		return fail(ReasonError, "policy could not be evaluated", err)
+		return fail(q.failures.failed, "policy could not be evaluated", err)
 	case len(rs) != 1 || len(rs[0].Expressions) != 1:
-		return fail(ReasonUndefined, "policy gave no answer", errors.New("undefined"))
+		return fail(q.failures.undefined, "policy gave no answer", errors.New("undefined"))
 	}
-	r, err := read(e.schema, rs[0].Expressions[0].Value)
+	answer, err = read[T](q.schema, rs[0].Expressions[0].Value)
 	if err != nil {
-		return fail(ReasonInvalidOutput, "policy gave an answer that is not valid", err)
+		return fail(q.failures.invalid, "policy gave an answer that is not valid", err)
 	}
-	return r
+	return answer, nil
 }
 
 var errDeadline = errors.New("over policy.deadline")

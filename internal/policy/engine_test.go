@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -399,6 +400,72 @@ func BenchmarkDecide(b *testing.B) {
 	for b.Loop() {
 		if r, err := e.Decide(context.Background(), in); err != nil || r.Effect != policy.Allow {
 			b.Fatal(r, err)
+		}
+	}
+}
+
+func adminAsks(action string) policy.AdminInput {
+	return policy.AdminInput{
+		Operator: identity.Principal{Ref: identity.Ref{Issuer: "https://idp.example", ID: "olga"}, Claims: map[string]any{"groups": []any{"writ-auditors"}}},
+		Action:   action, Time: time.Now(), IP: "127.0.0.1",
+	}
+}
+
+func TestAdmin(t *testing.T) {
+	e, _ := newEngine(t, repository, nil)
+	r, err := e.Admin(context.Background(), adminAsks("audit.entries.read"))
+	if err != nil || r.Allow || len(r.Reasons) != 1 || r.Reasons[0].Code != policy.AdminNotLoaded {
+		t.Fatalf("before the first load: %+v %v", r, err)
+	}
+	if st := e.Status(); st.Digest != "" || !st.ActivatedAt.IsZero() || st.Refused != nil {
+		t.Errorf("before the first load: %+v", st)
+	}
+	if err := e.Load(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for action, want := range map[string]bool{"audit.entries.read": true, "sessions.read": false, "": false, "audit.**": true} {
+		r, err := e.Admin(context.Background(), adminAsks(action))
+		if err != nil || r.Allow != want || len(r.Reasons) == 0 || r.Policy != e.Version() {
+			t.Errorf("%q by an auditor: %+v %v, want %v", action, r, err, want)
+		}
+	}
+	if st := e.Status(); st.Version != e.Version() || time.Since(st.ActivatedAt) > time.Minute {
+		t.Errorf("%+v", st)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if r, err := e.Admin(ctx, adminAsks("audit.entries.read")); err == nil || r.Allow {
+		t.Errorf("with a cancelled context: %+v %v", r, err)
+	}
+}
+
+// Each question has failures of its own, and a query of its own.
+func TestAdminFailuresAreCountedApart(t *testing.T) {
+	m := telemetry.NewMetrics()
+	e, _ := newEngine(t, rego(t, allowAll+`
+ops := {"allow": true, "reasons": [{"code": "ok", "message": "ok"}]} if input.action == "a"
+ops := {"allow": true} if input.action == "b"
+ops := x if {
+	input.action == "c"
+	x := to_number("c")
+}
+`), func(c *policy.Config) { c.AdminQuery, c.Metrics = "data.writ.ops", m })
+	if err := e.Load(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for action, want := range map[string]string{"a": "ok", "b": policy.AdminInvalidOutput, "c": policy.AdminError, "d": policy.AdminUndefined} {
+		r, err := e.Admin(context.Background(), adminAsks(action))
+		if err != nil || r.Allow != (action == "a") || r.Reasons[0].Code != want {
+			t.Errorf("%s: %+v %v, want %s", action, r, err, want)
+		}
+	}
+	rec := httptest.NewRecorder()
+	m.Handler().ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	for code, want := range map[string]int{
+		policy.AdminInvalidOutput: 1, policy.AdminError: 1, policy.AdminUndefined: 1, policy.AdminTimeout: 0, policy.ReasonError: 0, policy.ReasonUndefined: 0,
+	} {
+		if line := fmt.Sprintf("writ_policy_failures_total{reason=%q} %d\n", code, want); !strings.Contains(rec.Body.String(), line) {
+			t.Errorf("no %s", line)
 		}
 	}
 }

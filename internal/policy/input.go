@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/open-policy-agent/opa/v1/ast"
+
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/intent"
 )
@@ -76,6 +78,26 @@ func (in Input) Document() map[string]any {
 			out = append(out, m)
 		}
 		doc["approvals"] = out
+	}
+	return doc
+}
+
+// ParseClaims is claims as policy evaluates them, for identity.Config.
+func ParseClaims(claims map[string]any) any {
+	v, err := ast.InterfaceToValue(object(claims))
+	if err != nil {
+		return nil // evaluating them will fail, and say why
+	}
+	return v
+}
+
+// evaluable is Document with claims that were parsed before.
+func (in Input) evaluable() map[string]any {
+	doc := in.Document()
+	for who, p := range map[string]identity.Principal{"user": in.User, "agent": in.Agent} {
+		if v, ok := p.Parsed.(ast.Value); ok {
+			doc[who].(map[string]any)["claims"] = v
+		}
 	}
 	return doc
 }

@@ -93,34 +93,34 @@ func denied(code, message string) Result {
 	return Result{Effect: Deny, Reasons: []Reason{{code, message}}}
 }
 
-func compileSchema() (*jsonschema.Schema, error) {
-	raw, err := bundles.Schemas.ReadFile("schemas/decision.json")
+// compileSchema reads one of bundles/schemas.
+func compileSchema(name string) (*jsonschema.Schema, error) {
+	raw, err := bundles.Schemas.ReadFile("schemas/" + name)
 	if err != nil {
 		return nil, err
 	}
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
 	if err != nil {
-		return nil, fmt.Errorf("decision schema: %w", err)
+		return nil, fmt.Errorf("schema %s: %w", name, err)
 	}
 	c := jsonschema.NewCompiler()
-	if err := c.AddResource("decision.json", doc); err != nil {
-		return nil, fmt.Errorf("decision schema: %w", err)
+	if err := c.AddResource(name, doc); err != nil {
+		return nil, fmt.Errorf("schema %s: %w", name, err)
 	}
-	return c.Compile("decision.json")
+	return c.Compile(name)
 }
 
 // read holds a policy's answer to the schema.
-func read(schema *jsonschema.Schema, answer any) (Result, error) {
+func read[T any](schema *jsonschema.Schema, answer any) (r T, err error) {
 	if err := schema.Validate(answer); err != nil {
-		return Result{}, err
+		return r, err
 	}
 	raw, err := json.Marshal(answer)
 	if err != nil {
-		return Result{}, fmt.Errorf("convert: %w", err)
+		return r, fmt.Errorf("convert: %w", err)
 	}
-	var r Result
 	if err := json.Unmarshal(raw, &r); err != nil {
-		return Result{}, fmt.Errorf("convert: %w", err)
+		return r, fmt.Errorf("convert: %w", err)
 	}
 	return r, nil
 }

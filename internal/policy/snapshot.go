@@ -22,6 +22,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/open-policy-agent/opa/v1/tester"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/writsec/writ/bundles"
 )
@@ -30,8 +31,25 @@ import (
 // changes, so readers need no lock and a new version never makes one wait.
 type snapshot struct {
 	Version
-	query rego.PreparedEvalQuery
+	at              time.Time // put in force
+	decision, admin question
 }
+
+// question is one that policies answer.
+type question struct {
+	query    rego.PreparedEvalQuery
+	schema   *jsonschema.Schema // of the answer
+	failures failures
+	defined  bool // some rule answers it
+}
+
+// failures are the reasons of the denials that policy did not give.
+type failures struct{ undefined, failed, timeout, invalid string }
+
+var (
+	decisionFailures = failures{ReasonUndefined, ReasonError, ReasonTimeout, ReasonInvalidOutput}
+	adminFailures    = failures{AdminUndefined, AdminError, AdminTimeout, AdminInvalidOutput}
+)
 
 const (
 	maxBundle   = 64 << 20         // bytes of a bundle file
@@ -57,7 +75,7 @@ func (e *Engine) load(ctx context.Context) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	schemas, err := inputSchema()
+	schemas, err := inputSchemas()
 	if err != nil {
 		return nil, err
 	}
@@ -80,17 +98,32 @@ func (e *Engine) load(ctx context.Context) (*snapshot, error) {
 		return nil, err
 	}
 
-	query, err := rego.New(
-		rego.Query(e.cfg.Query), rego.Compiler(c), rego.Store(store), rego.StrictBuiltinErrors(true),
-	).PrepareForEval(ctx)
+	prepare := func(query string, schema *jsonschema.Schema, f failures) (q question, err error) {
+		q = question{schema: schema, failures: f}
+		if ref, err := ast.ParseRef(query); err == nil {
+			q.defined = len(c.GetRulesWithPrefix(ref)) > 0
+		}
+		q.query, err = rego.New(
+			rego.Query(query), rego.Compiler(c), rego.Store(store), rego.StrictBuiltinErrors(true),
+		).PrepareForEval(ctx)
+		if err != nil {
+			return q, fmt.Errorf("prepare query %s: %w", query, err)
+		}
+		return q, nil
+	}
+	decision, err := prepare(e.cfg.Query, e.decision, decisionFailures)
 	if err != nil {
-		return nil, fmt.Errorf("prepare query %s: %w", e.cfg.Query, err)
+		return nil, err
+	}
+	admin, err := prepare(e.cfg.AdminQuery, e.admin, adminFailures)
+	if err != nil {
+		return nil, err
 	}
 	revision := b.Manifest.Revision
 	if revision == "" {
 		revision = digest[len("sha256:"):][:12]
 	}
-	return &snapshot{Version{revision, digest}, query}, nil
+	return &snapshot{Version: Version{revision, digest}, decision: decision, admin: admin}, nil
 }
 
 func (e *Engine) read(caps *ast.Capabilities) (*bundle.Bundle, error) {
@@ -176,17 +209,21 @@ func runTests(ctx context.Context, c *ast.Compiler, b *bundle.Bundle) error {
 	return nil
 }
 
-func inputSchema() (*ast.SchemaSet, error) {
-	raw, err := bundles.Schemas.ReadFile("schemas/input.json")
-	if err != nil {
-		return nil, fmt.Errorf("input schema: %w", err)
-	}
-	var doc any
-	if err := json.Unmarshal(raw, &doc); err != nil {
-		return nil, fmt.Errorf("input schema: %w", err)
-	}
+// inputSchemas are what rules can name: schema.input, and schema.admin_input for those
+// about operators.
+func inputSchemas() (*ast.SchemaSet, error) {
 	set := ast.NewSchemaSet()
-	set.Put(ast.MustParseRef("schema.input"), doc)
+	for _, name := range []string{"input", "admin_input"} {
+		raw, err := bundles.Schemas.ReadFile("schemas/" + name + ".json")
+		if err != nil {
+			return nil, fmt.Errorf("input schema: %w", err)
+		}
+		var doc any
+		if err := json.Unmarshal(raw, &doc); err != nil {
+			return nil, fmt.Errorf("input schema: %w", err)
+		}
+		set.Put(ast.MustParseRef("schema."+name), doc)
+	}
 	return set, nil
 }
 

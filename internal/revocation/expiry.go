@@ -115,6 +115,13 @@ func (e *Expirer) forget(ctx context.Context) (more bool, err error) {
 		if err != nil {
 			return err
 		}
+		for _, drop := range []func(context.Context, int) (int64, error){tx.ForgetSpent, tx.ForgetSignOuts} {
+			n, err := drop(ctx, expireBatch)
+			if err != nil {
+				return err
+			}
+			forgotten = max(forgotten, n)
+		}
 		if e.KeepRecords > 0 {
 			n, err := tx.ForgetSessions(ctx, tx.Now().Add(-e.KeepRecords), expireBatch)
 			if err != nil {

@@ -24,6 +24,17 @@ type Tx interface {
 	// LiveSessions lists the sessions of a user, of an agent, or all, that can still
 	// carry decisions. Exactly one of the three is asked for.
 	LiveSessions(ctx context.Context, user, agent identity.Ref, all bool) ([]session.Session, error)
+	// LoginSessions lists the sessions of one login at an issuer that have not ended.
+	LoginSessions(ctx context.Context, issuer, sid string) ([]session.Session, error)
+	// PutSignOut keeps a sign-out for as long as tokens from before could be brought.
+	PutSignOut(ctx context.Context, o identity.SignOut) error
+	// ForgetSignOuts drops those for which that time is over.
+	ForgetSignOuts(ctx context.Context, limit int) (int64, error)
+	// Spend uses up what is good once only, until a time: fresh says that nobody has used
+	// it up before.
+	Spend(ctx context.Context, use string, expires time.Time) (fresh bool, err error)
+	// ForgetSpent drops what was used up and would not be good any more anyway.
+	ForgetSpent(ctx context.Context, limit int) (int64, error)
 	// HoldSession waits for the decisions under way in a session, and keeps new ones out
 	// until the commit: a flood of them must not hold off its end.
 	HoldSession(ctx context.Context, id string) error

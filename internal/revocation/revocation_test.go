@@ -300,11 +300,15 @@ func TestEndRacesWithDecisions(t *testing.T) {
 	for range 8 {
 		g.Go(func() {
 			for range 20 {
+				var s session.Session
+				err := w.View(ctx, func(tx *sqlstore.Tx) (err error) { // as the Decider does
+					s, err = tx.Session(ctx, w.aliceX.ID)
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
 				_ = w.Update(ctx, func(tx *sqlstore.Tx) error {
-					s, err := tx.Session(ctx, w.aliceX.ID)
-					if err != nil {
-						return err
-					}
 					if err := session.Settle(ctx, tx, s, nil, map[string]int64{"n": 1}); err != nil {
 						return err
 					}

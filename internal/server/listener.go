@@ -44,8 +44,12 @@ func (l *listener) useTLS(cfg config.TLS) error {
 	if err != nil {
 		return fmt.Errorf("load TLS certificate: %w", err)
 	}
+	auth := tls.NoClientCert
+	if cfg.ClientCerts {
+		auth = tls.RequestClientCert // of nobody in particular: tokens are bound to thumbprints
+	}
 	l.Listener = tls.NewListener(l.Listener, &tls.Config{
-		Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
+		ClientAuth: auth, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
 	})
 	return nil
 }

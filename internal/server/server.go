@@ -2,7 +2,10 @@
 package server
 
 import (
+	"cmp"
 	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -86,7 +89,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	if err := s.policy.Load(ctx); err != nil && ctx.Err() != nil {
 		return nil, err
 	}
-	if s.identity, err = newIdentity(cfg, s.store.Now, log); err != nil {
+	if s.identity, err = newIdentity(ctx, cfg, s.store, log); err != nil {
 		return nil, err
 	}
 	keys, err := minter.LoadKeys(ctx, s.store)
@@ -120,8 +123,9 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Approvals: approvals,
 		Revoker:   revoker,
 		Keys:      keys, Leases: sqlstore.For[lease.Tx](s.store), Uses: uses, Services: services,
-		Evidence:    sqlstore.For[httpapi.EvidenceTx](s.store),
-		ExternalURL: cfg.ExternalURL, BehindProxy: cfg.BehindProxy, MaxWait: cfg.Approvals.MaxWait,
+		Evidence: sqlstore.For[httpapi.EvidenceTx](s.store), Search: sqlstore.For[httpapi.SearchTx](s.store),
+		Policy: s.policy, Now: s.store.Now,
+		ExternalURL: cfg.ExternalURL, BehindProxy: cfg.BehindProxy, ProxyClientCert: cfg.ProxyClientCert, MaxWait: cfg.Approvals.MaxWait,
 		Metrics: metrics, Logger: log,
 	})
 	expirer := &revocation.Expirer{
@@ -271,7 +275,7 @@ func NewPolicy(
 	cfg config.Policy, record func(context.Context, policy.Version, error) error, m *telemetry.Metrics, log *slog.Logger,
 ) (*policy.Engine, error) {
 	c := policy.Config{
-		Path: cfg.Path, Query: cfg.Query, Deadline: cfg.Deadline, Reload: cfg.Reload, Metrics: m, Logger: log, Record: record,
+		Path: cfg.Path, Query: cfg.Query, AdminQuery: cfg.AdminQuery, Deadline: cfg.Deadline, Reload: cfg.Reload, Metrics: m, Logger: log, Record: record,
 	}
 	if sig := cfg.Signature; sig != nil {
 		pem, err := os.ReadFile(sig.PublicKeyFile)
@@ -289,14 +293,22 @@ func NewPolicy(
 	return policy.New(c)
 }
 
-func newIdentity(cfg config.Config, now func() time.Time, log *slog.Logger) (*identity.Verifier, error) {
-	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: now, Logger: log}
+func newIdentity(ctx context.Context, cfg config.Config, store *sqlstore.Store, log *slog.Logger) (*identity.Verifier, error) {
+	key, err := store.DigestKey(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("load digest key: %w", err)
+	}
+	nonceKey, err := hkdf.Expand(sha256.New, key, "writ dpop nonce", sha256.Size)
+	if err != nil {
+		return nil, fmt.Errorf("derive nonce key: %w", err)
+	}
+	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: store.Now, Spend: store.Spend, NonceKey: nonceKey, SignedOut: store.SignedOut, Parse: policy.ParseClaims, Logger: log}
 	for _, is := range cfg.Issuers {
 		out := identity.Issuer{
 			URL: is.Issuer, Kind: identity.Kind(is.Token), TrustDomain: is.TrustDomain, Audience: is.Audience,
 			Algorithms: is.Algorithms, JWKSFile: is.JWKSFile, JWKSURL: is.JWKSURL, IDTokenClients: is.IDTokenClients,
 			Leeway: is.ClockLeeway, MaxAge: is.MaxAge, SubjectClaim: is.Claims.Subject, ClientClaim: is.Claims.Client,
-			Match: is.Match, UserMatch: is.UserMatch, SenderConstraint: is.SenderConstraint,
+			Match: is.Match, UserMatch: is.UserMatch, SenderConstraint: is.SenderConstraint, DPoPNonce: is.DPoPNonce,
 		}
 		for _, p := range is.SpeaksFor {
 			switch p {
@@ -316,6 +328,9 @@ func newIdentity(cfg config.Config, now func() time.Time, log *slog.Logger) (*id
 		}
 		if is.Operator != nil {
 			out.Operators = identity.Operators(*is.Operator)
+		}
+		if s := is.Signals; s != nil {
+			out.Signals = identity.Signals{Audience: s.Audience, Subjects: cmp.Or(s.Subjects, is.Issuer)}
 		}
 		c.Issuers = append(c.Issuers, out)
 	}
@@ -364,6 +379,11 @@ func newMinters(cfg config.Config, keys *minter.Keys) map[string]lease.Minter {
 func newServices(services []config.Service) ([]httpapi.Service, error) {
 	var out []httpapi.Service
 	for _, s := range services {
+		if s.Subject != nil {
+			subject := identity.Ref{Issuer: s.Subject.Issuer, ID: s.Subject.ID}
+			out = append(out, httpapi.Service{ID: s.ID, Subject: subject, Audience: s.Audience})
+			continue
+		}
 		secret, err := config.Secret(s.SecretFile)
 		if err != nil {
 			return nil, fmt.Errorf("service %s: %w", s.ID, err)

@@ -57,10 +57,18 @@ type Session struct {
 	EndsAt    time.Time
 	EndedAt   time.Time // zero while it lives
 	EndReason string
+	// SignedOut is when the user, or the login that the session is of, was last signed
+	// out; zero for never.
+	SignedOut time.Time
 }
 
 // Alive reports whether s can still carry decisions at now.
-func (s Session) Alive(now time.Time) bool { return s.EndedAt.IsZero() && now.Before(s.EndsAt) }
+func (s Session) Alive(now time.Time) bool {
+	return s.EndedAt.IsZero() && now.Before(s.EndsAt) && !s.IsSignedOut()
+}
+
+// IsSignedOut reports whether the user signed out since the session's token.
+func (s Session) IsSignedOut() bool { return !s.User.Believed(s.SignedOut) }
 
 // BelongsTo reports whether the caller may know that s exists: it is the agent's
 // own, and of the user that the caller brings, if it brings one.
@@ -154,6 +162,30 @@ type Tx interface {
 	// UpdateSession stores labels, counters and end, and increments the version, if
 	// it is still s.Version; otherwise ErrChanged. touch false only checks.
 	UpdateSession(ctx context.Context, s Session, touch bool) error
+	// SignedOut is when the user, or the login sid of theirs, was last signed out; zero
+	// for never.
+	SignedOut(ctx context.Context, user identity.Ref, sid string) (time.Time, error)
+}
+
+// Believe refuses a caller whose tokens are from before a sign-out.
+func Believe(ctx context.Context, tx Tx, c identity.Caller) error {
+	who := []identity.Principal{c.Agent}
+	if c.User != nil {
+		who = append(who, *c.User)
+	}
+	for _, p := range who {
+		if len(p.Claims) == 0 { // named by the other's token
+			continue
+		}
+		at, err := tx.SignedOut(ctx, p.Ref, p.Login())
+		if err != nil {
+			return err
+		}
+		if !p.Believed(at) {
+			return identity.ErrSignedOut
+		}
+	}
+	return nil
 }
 
 // Open stores a session made by New.
@@ -180,10 +212,17 @@ func Find(ctx context.Context, tx Tx, sessionID string, c identity.Caller) (Sess
 		return Session{}, notFound()
 	}
 	s, err := tx.Session(ctx, sessionID)
-	if fault.Is(err, fault.NotFound) || err == nil && (!s.BelongsTo(c)) {
+	switch {
+	case fault.Is(err, fault.NotFound) || err == nil && !s.BelongsTo(c):
 		return Session{}, notFound()
+	case err != nil || c.User == nil:
+		return s, err
+	case c.User.Login() != s.User.Login():
+		return s, Believe(ctx, tx, c)
+	case !c.User.Believed(s.SignedOut):
+		return Session{}, identity.ErrSignedOut
 	}
-	return s, err
+	return s, nil
 }
 
 func notFound() error { return fault.New(fault.NotFound, "no such session of this agent and user") }

@@ -13,21 +13,24 @@ import (
 func (t *Tx) InsertDecision(ctx context.Context, r decision.Record) error {
 	r.Answer.Credential = nil // whatever the caller thinks: a secret is never stored
 	return t.insert(ctx, "insert decision", `
-		INSERT INTO decisions (id, at, session, user_issuer, user_subject, agent_issuer, agent_subject, intent_hash, answer, approval, lease)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
+		INSERT INTO decisions (id, at, session, user_issuer, user_subject, agent_issuer, agent_subject, intent_hash, answer, approval, lease, effect)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`,
 		r.ID, micros(r.At), r.Session, r.User.Issuer, r.User.ID, r.Agent.Issuer, r.Agent.ID, r.IntentHash,
-		asJSON(r.Answer), r.Approval, r.Lease)
+		asJSON(r.Answer), r.Approval, r.Lease, r.Answer.Decision)
 }
 
 // Decision implements decision.Tx.
 func (t *Tx) Decision(ctx context.Context, id string) (decision.Record, error) {
-	return one(ctx, t, "read decision", func(row scanner) (r decision.Record, err error) {
-		err = row.Scan(&r.ID, timeOf(&r.At), &r.Session, &r.User.Issuer, &r.User.ID, &r.Agent.Issuer, &r.Agent.ID, &r.IntentHash,
-			jsonOf(&r.Answer), &r.Approval, &r.Lease, &r.Outcome, &r.OutcomeBy)
-		return r, err
-	}, `SELECT id, at, session, user_issuer, user_subject, agent_issuer, agent_subject, intent_hash, answer, approval, lease,
-		  outcome, outcome_by
-		FROM decisions WHERE id = $1`+t.kept(), id)
+	return one(ctx, t, "read decision", scanDecision, `SELECT `+decisionColumns+` FROM decisions WHERE id = $1`+t.kept(), id)
+}
+
+const decisionColumns = `id, at, session, user_issuer, user_subject, agent_issuer, agent_subject, intent_hash, answer, approval, lease,
+	outcome, outcome_by`
+
+func scanDecision(row scanner) (r decision.Record, err error) {
+	err = row.Scan(&r.ID, timeOf(&r.At), &r.Session, &r.User.Issuer, &r.User.ID, &r.Agent.Issuer, &r.Agent.ID, &r.IntentHash,
+		jsonOf(&r.Answer), &r.Approval, &r.Lease, &r.Outcome, &r.OutcomeBy)
+	return r, err
 }
 
 // HoldDecision implements revocation.Tx.

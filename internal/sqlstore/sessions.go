@@ -12,25 +12,29 @@ import (
 const sessionColumns = `id, version, user_issuer, user_subject, user_claims, agent_issuer, agent_subject,
 	task, envelope, labels, counters, started_at, ends_at, ended_at, end_reason`
 
+// sessionRead is what a session is read by.
+var sessionRead = sessionColumns + `, ` + signedOut("sessions.user_issuer", "sessions.user_subject", "sessions.user_sid")
+
 func scanSession(r scanner) (s session.Session, err error) {
 	err = r.Scan(&s.ID, &s.Version, &s.User.Issuer, &s.User.ID, jsonOf(&s.User.Claims), &s.Agent.Issuer, &s.Agent.ID,
 		jsonOf(&s.Task), jsonOf(&s.Envelope), jsonOf(&s.Labels), jsonOf(&s.Counters),
-		timeOf(&s.StartedAt), timeOf(&s.EndsAt), timeOf(&s.EndedAt), &s.EndReason)
+		timeOf(&s.StartedAt), timeOf(&s.EndsAt), timeOf(&s.EndedAt), &s.EndReason,
+		timeOf(&s.SignedOut))
 	return s, err
 }
 
 // InsertSession implements session.Tx.
 func (t *Tx) InsertSession(ctx context.Context, s session.Session) error {
-	return t.insert(ctx, "insert session", `INSERT INTO sessions (`+sessionColumns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
+	return t.insert(ctx, "insert session", `INSERT INTO sessions (`+sessionColumns+`, user_sid)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
 		s.ID, s.Version, s.User.Issuer, s.User.ID, asJSON(s.User.Claims), s.Agent.Issuer, s.Agent.ID,
 		asJSON(s.Task), asJSON(s.Envelope), asJSON(s.Labels), asJSON(s.Counters),
-		micros(s.StartedAt), micros(s.EndsAt), micros(s.EndedAt), s.EndReason)
+		micros(s.StartedAt), micros(s.EndsAt), micros(s.EndedAt), s.EndReason, s.User.Login())
 }
 
 // Session implements session.Tx.
 func (t *Tx) Session(ctx context.Context, id string) (session.Session, error) {
-	return one(ctx, t, "read session", scanSession, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`+t.kept(), id)
+	return one(ctx, t, "read session", scanSession, `SELECT `+sessionRead+` FROM sessions WHERE id = $1`+t.kept(), id)
 }
 
 // UpdateSession implements session.Tx.
@@ -84,12 +88,12 @@ func (t *Tx) LiveSessions(ctx context.Context, user, agent identity.Ref, all boo
 	if err := t.hold(ctx, where, args...); err != nil {
 		return nil, err
 	}
-	return some(ctx, t, "list sessions", scanSession, `SELECT `+sessionColumns+` FROM sessions WHERE `+where+` ORDER BY id`+t.kept(), args...)
+	return some(ctx, t, "list sessions", scanSession, `SELECT `+sessionRead+` FROM sessions WHERE `+where+` ORDER BY id`+t.kept(), args...)
 }
 
 // DueSessions implements revocation.Tx.
 func (t *Tx) DueSessions(ctx context.Context, limit int) ([]session.Session, error) {
-	return some(ctx, t, "list due sessions", scanSession, `SELECT `+sessionColumns+` FROM sessions
+	return some(ctx, t, "list due sessions", scanSession, `SELECT `+sessionRead+` FROM sessions
 		WHERE ended_at = 0 AND ends_at <= $1 ORDER BY ends_at LIMIT $2`+t.claimed(), micros(t.now), limit)
 }
 

@@ -20,7 +20,7 @@ func TestUpgrade(t *testing.T) {
 	if err := f.raw().Exec(`DROP TABLE goose_db_version`); err != nil {
 		t.Fatal(err)
 	}
-	for _, table := range []string{"audit", "leases", "approvals", "decisions", "replays", "sessions", "keys", "log_entries", "log_tiles", "log_head", "inputs"} {
+	for _, table := range []string{"audit", "leases", "approvals", "decisions", "replays", "sessions", "keys", "log_entries", "log_tiles", "log_head", "inputs", "signouts", "spent"} {
 		if err := f.raw().Exec(`DROP TABLE ` + table); err != nil {
 			t.Fatal(err)
 		}
@@ -38,6 +38,18 @@ func TestUpgrade(t *testing.T) {
 		VALUES (1, 'session.opened', '', '', '', '', '', '', '', 'ses_old', '', '', '', '{"a":1}')`
 	if err := f.raw().Exec(oldEntry); err != nil {
 		t.Fatal(err)
+	}
+	// A deny whose advice looks like an allow, but is none.
+	for _, old := range []string{
+		`INSERT INTO sessions (id, version, user_issuer, user_subject, user_claims, agent_issuer, agent_subject, task, envelope, labels, counters,
+			started_at, ends_at, ended_at, end_reason) VALUES ('ses_0', 1, '', '', '{}', '', '', 'null', 'null', 'null', 'null', 1, 2, 0, '')`,
+		`INSERT INTO decisions (id, at, session, user_issuer, user_subject, agent_issuer, agent_subject, intent_hash, answer, approval, lease)
+			VALUES ('dec_0', 1, 'ses_0', '', '', '', '', '', '{"decision_id":"dec_06h0d83k3lv41093qubcn1cf18","decision":"deny",` +
+			`"session":"ses_0","advice":{"a":"b","decision":"allow","z":1}}', '', '')`,
+	} {
+		if err := f.raw().Exec(old); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
@@ -57,6 +69,9 @@ func TestUpgrade(t *testing.T) {
 		if err := f.raw().Exec(old); err != nil {
 			t.Errorf("the binary of before: %v", err)
 		}
+	}
+	if effect, err := f.raw().QueryRow(`SELECT effect FROM decisions WHERE id = 'dec_0'`); err != nil || effect != "deny" {
+		t.Errorf("the effect of a decision of before: %q %v", effect, err)
 	}
 	f.sequence()
 	_, entries := f.wantWhole()

@@ -59,7 +59,7 @@ func NewMetrics() *Metrics {
 			Buckets: []float64{.00005, .0001, .00025, .0005, .001, .0025, .005, .01, .05, .1, .5},
 		}),
 		Decisions:      counter("writ_decisions_total", "Decisions by effect.", "effect"),
-		PolicyFailures: counter("writ_policy_failures_total", "Evaluations that ended in a deny because policy failed, by reason.", "reason"),
+		PolicyFailures: counter("writ_policy_failures_total", "Evaluations that ended in a denial because policy failed, by reason.", "reason"),
 		PolicyLoads:    counter("writ_policy_loads_total", "Policy loads by result.", "result"),
 		TokensRefused:  counter("writ_tokens_refused_total", "Tokens refused, by the principal they were presented for.", "principal"),
 		Approvals:      counter("writ_approvals_total", "Approvals by the status they reached.", "status"),

@@ -7,13 +7,16 @@ func (m *Metrics) begin() {
 	for _, effect := range []string{"allow", "deny", "require_ciba"} {
 		m.Decisions.WithLabelValues(effect)
 	}
-	for _, reason := range []string{"policy_undefined", "policy_error", "policy_timeout", "policy_invalid_output"} {
+	for _, reason := range []string{
+		"policy_undefined", "policy_error", "policy_timeout", "policy_invalid_output",
+		"admin_undefined", "admin_error", "admin_timeout", "admin_invalid_output",
+	} {
 		m.PolicyFailures.WithLabelValues(reason)
 	}
 	for _, result := range []string{"activated", "refused"} {
 		m.PolicyLoads.WithLabelValues(result)
 	}
-	for _, principal := range []string{"agent", "operator"} {
+	for _, principal := range []string{"agent", "operator", "service", "logout", "signal"} {
 		m.TokensRefused.WithLabelValues(principal)
 	}
 	for _, status := range []string{
