@@ -132,7 +132,7 @@ func proofRefused(err error) error {
 	if _, ok := errors.AsType[*dpop.Invalid](err); ok {
 		return fault.New(fault.InvalidDPoPProof, "the DPoP proof %v", err)
 	}
-	return err
+	return failure{err}
 }
 
 // Nonce is for the DPoP-Nonce header (RFC 9449 §8).
@@ -303,6 +303,9 @@ type failure struct{ error }
 func refused(which string, err error) error {
 	if f, ok := errors.AsType[failure](err); ok {
 		return f.error
+	}
+	if _, ok := errors.AsType[*fault.Error](err); ok {
+		return err // the proof's fault, not the token's
 	}
 	if errors.Is(err, ErrKeysUnavailable) {
 		err = ErrKeysUnavailable // its cause names addresses; the log has it

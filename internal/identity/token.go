@@ -60,7 +60,7 @@ func (is *issuer) check(kind Kind, claims map[string]any) (subject, client strin
 	case AccessToken:
 		err = is.checkAccessToken(claims, subject, client)
 	case PlainJWT:
-		if is.clientsOwn(claims) {
+		if is.clientsOwn(claims, client) {
 			subject = client
 		}
 		err = is.checkPlain(claims, subject, client)
@@ -119,11 +119,17 @@ func namesTwoClients(claims map[string]any) bool {
 	return !ok || id != name
 }
 
-// clientsOwn says that a token has no sub because it is a client's own: some issuers
-// leave it out there. A user's token is never without.
-func (is *issuer) clientsOwn(claims map[string]any) bool {
-	_, present := claims["sub"]
-	return !present && is.SubjectClaim == "" && is.User && !is.userMatch.matches(claims)
+// clientsOwn says that a token lacks the subject claim because it is a client's own:
+// it has no sub at all, or one that names the client. A user's token is never so.
+func (is *issuer) clientsOwn(claims map[string]any, client string) bool {
+	if claimAt(claims, is.subjectClaim()) != nil {
+		return false
+	}
+	sub, present := claims["sub"]
+	if present {
+		return sub == client
+	}
+	return is.SubjectClaim == "" && is.User && !is.userMatch.matches(claims)
 }
 
 // checkTimes holds exp, nbf and iat to now. exp gets no leeway: a token is never
