@@ -27,8 +27,8 @@ dev: build ## run Writ with an embedded OpenID provider
 	@bin/writ dev
 
 .PHONY: test
-test: deps lint policy-test rules-test go-test browser-test demo ## everything, from formatting to the end-to-end tests
-	@go_passed=$$(cat dist/go-test.json dist/browser-test.json | grep -c '"Action":"pass".*"Test":'); \
+test: deps lint policy-test rules-test go-test vectors-test browser-test demo ## everything, from formatting to the end-to-end tests
+	@go_passed=$$(cat dist/go-test.json dist/vectors-test.json dist/browser-test.json | grep -c '"Action":"pass".*"Test":'); \
 	opa_passed=$$(sed -n 's/^PASS: \([0-9]*\)\/.*/\1/p' dist/opa-test.txt); \
 	echo; echo "Passed: format, vet, lint, bundle, alert rules, demo, $$opa_passed policy tests and $$go_passed Go tests (subtests counted)."; \
 	echo "$$((go_passed + opa_passed)) passed, 0 failed"
@@ -92,6 +92,11 @@ bench: ## latency and throughput of /decide on both engines
 browser-test: ## the pages in a real Chromium
 	@mkdir -p dist
 	$(TOOL) gotestsum --format pkgname-and-test-fails --jsonfile dist/browser-test.json --raw-command -- go -C test/browser test -json ./...
+
+.PHONY: vectors-test
+vectors-test: ## Wycheproof's JSON web signatures
+	@mkdir -p dist
+	$(TOOL) gotestsum --format pkgname-and-test-fails --jsonfile dist/vectors-test.json --raw-command -- go -C test/vectors test -json ./...
 
 FUZZTIME ?= 30s
 .PHONY: fuzz

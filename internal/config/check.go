@@ -125,7 +125,7 @@ func (c *Config) check(fail failFunc) {
 	if len(c.Issuers) == 0 {
 		fail("issuers", "is missing, expected at least one issuer of user tokens")
 	}
-	seen := map[string]bool{}
+	seen, domains := map[string]bool{}, map[string]bool{}
 	for i, is := range c.Issuers {
 		key := fmt.Sprintf("issuers[%d].", i)
 		is.check(fail, key)
@@ -133,6 +133,10 @@ func (c *Config) check(fail failFunc) {
 			fail(key+"issuer", "stands a second time")
 		}
 		seen[is.Issuer] = is.Issuer != ""
+		if domains[is.TrustDomain] {
+			fail(key+"trust_domain", "stands a second time")
+		}
+		domains[is.TrustDomain] = is.TrustDomain != ""
 		if is.Issuer != "" && is.Issuer == c.ExternalURL {
 			fail(key+"issuer", "is Writ itself; a minted token must never be good for Writ")
 		}

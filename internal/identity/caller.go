@@ -132,7 +132,7 @@ func proofRefused(err error) error {
 	if _, ok := errors.AsType[*dpop.Invalid](err); ok {
 		return fault.New(fault.InvalidDPoPProof, "the DPoP proof %v", err)
 	}
-	return err
+	return failure{err}
 }
 
 // Nonce is for the DPoP-Nonce header (RFC 9449 §8).
@@ -171,10 +171,10 @@ func (t verified) speaksForItself() bool {
 	switch {
 	case t.kind != AccessToken && t.kind != idToken && !t.User: // a platform's: its subjects are workloads
 		return true
-	case t.kind == idToken:
-		return t.subject == t.client
+	case t.subject == t.client || stringClaim(t.claims, "sub") == t.client:
+		return true
 	}
-	return t.subject == t.client || stringClaim(t.claims, "sub") == t.client || !t.userMatch.matches(t.claims)
+	return t.kind != idToken && !t.userMatch.matches(t.claims)
 }
 
 // holder is the workload of a token that speaks for itself.
@@ -241,7 +241,7 @@ func (v *Verifier) Operator(ctx context.Context, p Presented) (_ Principal, err 
 		return Principal{}, refused("the bearer token", err)
 	}
 	// An agent that holds an operator's token is still an agent.
-	if _, delegated := t.claims["act"]; delegated || !t.Issuer.Operator || !t.Operators.include(t.claims, t.client) {
+	if _, delegated := t.claims["act"]; delegated || !t.Operator || !t.Operators.include(t.claims, t.client) {
 		return Principal{}, fault.New(fault.Forbidden, "this needs an operator")
 	}
 	return v.believed(ctx, Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims, Parsed: t.parsed})
@@ -268,7 +268,7 @@ func (v *Verifier) Service(ctx context.Context, p Presented) (_ Principal, err e
 	if err != nil {
 		return Principal{}, refused("the bearer token", err)
 	}
-	if _, delegated := t.claims["act"]; delegated || !t.Issuer.Service || !t.speaksForItself() {
+	if _, delegated := t.claims["act"]; delegated || !t.Service || !t.speaksForItself() {
 		return Principal{}, refused("the bearer token", errors.New("is not a service's own token, or its issuer may not speak for services"))
 	}
 	return v.believed(ctx, Principal{Ref: t.holder(), Claims: t.claims, Parsed: t.parsed})
@@ -295,11 +295,17 @@ func (v *Verifier) IDToken(ctx context.Context, issuerURL, client, raw string) (
 	return t.claims, nil
 }
 
+// failure is an error that is not the token's.
+type failure struct{ error }
+
 // refused makes the answer to a bad token. It says which token and why, never
 // what is in it.
 func refused(which string, err error) error {
+	if f, ok := errors.AsType[failure](err); ok {
+		return f.error
+	}
 	if _, ok := errors.AsType[*fault.Error](err); ok {
-		return err // not the token's fault
+		return err // the proof's fault, not the token's
 	}
 	if errors.Is(err, ErrKeysUnavailable) {
 		err = ErrKeysUnavailable // its cause names addresses; the log has it

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"net/http"
 	"testing"
 	"time"
 
@@ -90,6 +91,7 @@ func TestSubjectToken(t *testing.T) {
 			c, err := callerOf(v, t.Context(), bearer, subject)
 			if tt.want != "" {
 				checkRefusal(t, err, "the subject_token "+tt.want, bearer, subject)
+				refusedOverHTTP(t, v, bearer, subject, "the subject_token "+tt.want)
 				if c.User != nil || c.Agent.ID != "" {
 					t.Errorf("a refusal comes with caller %v", c)
 				}
@@ -116,7 +118,9 @@ func TestTwoUsers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bearer := forge()
 			_, err := callerOf(v, t.Context(), bearer, subject)
-			checkRefusal(t, err, "the subject_token is one too many: the bearer token names the user already", bearer)
+			const want = "the subject_token is one too many: the bearer token names the user already"
+			checkRefusal(t, err, want, bearer)
+			refusedOverHTTP(t, v, bearer, subject, want)
 		})
 	}
 }
@@ -132,6 +136,7 @@ func TestBadBearerGoodSubject(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := callerOf(v, t.Context(), tt.bearer, forge())
 			checkRefusal(t, err, "the bearer token "+tt.want, tt.bearer)
+			refusedOverHTTP(t, v, tt.bearer, forge(), "the bearer token "+tt.want)
 		})
 	}
 }
@@ -170,8 +175,13 @@ func TestOperator(t *testing.T) {
 		{"garbage", []edit{whole(func(string) string { return "a.b.c" })}, fault.InvalidToken},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p, err := operatorOf(v, t.Context(), forge(tt.edits...))
+			token := forge(tt.edits...)
+			p, err := operatorOf(v, t.Context(), token)
 			if tt.want != "" {
+				status, _ := OverHTTP.Operate(v, token)
+				if want := map[fault.Code]int{fault.Forbidden: http.StatusForbidden, fault.InvalidToken: http.StatusUnauthorized}[tt.want]; status != want {
+					t.Errorf("/audit/checkpoint answers %d, want %d", status, want)
+				}
 				if !fault.Is(err, tt.want) || p.ID != "" {
 					t.Errorf("Operator = %v, %v; want %s", p, err, tt.want)
 				}

@@ -249,7 +249,7 @@ func asIDToken(client string) edit {
 func at(d time.Duration) int64 { return now.Add(d).Unix() }
 
 // world is a verifier of the issuers above, with their keys in files.
-func world(t *testing.T) (*Verifier, *bytes.Buffer) {
+func world(t testing.TB) (*Verifier, *bytes.Buffer) {
 	t.Helper()
 	k := keys()
 	dir := t.TempDir()

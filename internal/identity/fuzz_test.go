@@ -2,12 +2,14 @@ package identity
 
 import (
 	"encoding/base64"
+	"errors"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/jws"
 )
 
@@ -64,5 +66,69 @@ func FuzzParse(f *testing.F) {
 		if base64.RawURLEncoding.EncodeToString(theirs.UnsafePayloadWithoutVerification()) != parts[1] {
 			t.Fatal("go-jose reads another payload")
 		}
+	})
+}
+
+// FuzzCaller signs whatever claims come and brings them as bearer or as subject_token.
+// Nothing may panic, a refusal is the token's fault and tells nothing of it, and whoever
+// is believed has a name.
+func FuzzCaller(f *testing.F) {
+	own := plain(claim("sid", absent))
+	for _, edits := range [][]edit{
+		nil, {asIDToken("web")}, {head("typ", "logout+jwt")}, {payload(second(`"sub":"mallory"`))}, {claim("act", chain(5))},
+		{claim("act", chain(2))}, plain(), own, plain(claim("aud", "crm-agent"), claim("azp", absent)), ownNames(),
+		ownNames(claim("aud", "crm-agent"), claim("scp", absent), claim("oid", absent)), platform(),
+		platform(claim("azp", []any{}), claim("client_id", []any{})), svid(), svid(claim("iss", issSPIRE)), cluster(), assertion(), dialect(),
+		dialect(claim("app", absent)), plain(claim("may_act", map[string]any{"sub": "crm-agent"})),
+	} {
+		var header, payload string
+		for i, part := range strings.SplitN(forge(edits...), ".", 3)[:2] {
+			b, err := base64.RawURLEncoding.DecodeString(part)
+			if err != nil {
+				f.Fatal(err)
+			}
+			if i == 0 {
+				header = string(b)
+			} else {
+				payload = string(b)
+			}
+		}
+		f.Add(header, payload)
+	}
+	v := profiles(f)
+	sign := func(key signer, header, payload string) string {
+		input := base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(payload))
+		return input + "." + base64.RawURLEncoding.EncodeToString(key.sign([]byte(input)))
+	}
+	agent := forge(own...)
+	f.Fuzz(func(t *testing.T, header, payload string) {
+		key := es256("", keys().ecB)
+		if strings.Contains(payload, `"`+issA+`"`) {
+			key = es256("", keys().ec)
+		}
+		token := sign(key, header, payload)
+		for _, p := range []Presented{{Token: token}, {Token: agent, Subject: token}, {Token: token, Subject: token}} {
+			c, err := v.Caller(t.Context(), p)
+			if err != nil {
+				if f, ok := errors.AsType[*fault.Error](err); !ok || f.Code != fault.InvalidToken {
+					t.Fatalf("error = %v, want an invalid_token", err)
+				}
+				if len(err.Error()) > 200 || !Usable(err.Error()) || strings.Contains(err.Error(), marker) {
+					t.Fatalf("error = %q", err)
+				}
+				for part := range strings.SplitSeq(token, ".") {
+					if len(part) > 8 && strings.Contains(err.Error(), part) {
+						t.Fatalf("the error repeats the token: %q", err)
+					}
+				}
+				continue
+			}
+			if !Usable(c.Agent.Issuer) || !Usable(c.Agent.ID) || c.User != nil && (!Usable(c.User.ID) || !Usable(c.User.Issuer) || c.User.Ref == c.Agent.Ref) {
+				t.Fatalf("caller %+v of %s", c, payload)
+			}
+		}
+		_, _ = v.Operator(t.Context(), Presented{Token: token})
+		_, _ = v.Service(t.Context(), Presented{Token: token})
+		_, _ = v.IDToken(t.Context(), issPlain, "writ", token)
 	})
 }

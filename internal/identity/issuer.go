@@ -57,7 +57,8 @@ type Issuer struct {
 	// SubjectClaim and ClientClaim name the subject and the OAuth client, where these
 	// are not the standard claims. One that begins with a slash is a JSON pointer.
 	SubjectClaim, ClientClaim string
-	// Match holds claims to globs: a token that does not match is refused.
+	// Match holds claims to globs: a token that does not match is refused, be it an ID
+	// token.
 	Match map[string]string
 	// UserMatch tells the tokens of users from those that clients have of their own: a
 	// token that does not match speaks for its client alone.
@@ -115,7 +116,7 @@ func (m matcher) matches(claims map[string]any) bool {
 func text(v any) (string, bool) {
 	switch v := v.(type) {
 	case string:
-		return v, true
+		return v, v != "" // "*" is for a claim that says something
 	case json.Number:
 		return v.String(), true
 	case bool:

@@ -246,8 +246,8 @@ func TestNegative08Hang(t *testing.T) {
 	})
 }
 
-// TestHungIssuerHoldsUpNoOther: each issuer has a set of its own.
-func TestHungIssuerHoldsUpNoOther(t *testing.T) {
+// TestNegative08HoldsUpNoOther: each issuer has a set of its own.
+func TestNegative08HoldsUpNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := keys()
 		hung, fine := newIDP(issA, jwk(k.ec, "ec", nil)), newIDP(issB, jwk(k.ecB, "ec", nil))
@@ -459,9 +459,9 @@ func remote(t *testing.T, issuer string, client *http.Client) *Verifier {
 	return v
 }
 
-// TestBadKeySets: whatever the issuer answers, the token is refused, the reader
+// TestNegative08BadKeySets: whatever the issuer answers, the token is refused, the reader
 // bounded, and keys that were in hand stay.
-func TestBadKeySets(t *testing.T) {
+func TestNegative08BadKeySets(t *testing.T) {
 	var written atomic.Int64
 	elsewhere := newServer(t, nil)
 	k := keys()

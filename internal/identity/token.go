@@ -53,15 +53,16 @@ func (is *issuer) kindOf(t jws.Token, claims map[string]any) (Kind, error) {
 
 // check holds the claims of a token to its kind, and reads out subject and client.
 func (is *issuer) check(kind Kind, claims map[string]any) (subject, client string, err error) {
-	if kind == idToken {
-		client, err = checkIDToken(claims, is.IDTokenClients)
-		return stringClaim(claims, is.subjectClaim()), client, err
-	}
 	subject, client = stringClaim(claims, is.subjectClaim()), is.client(claims)
 	switch kind {
+	case idToken:
+		client, err = is.checkForClient(claims, subject)
 	case AccessToken:
-		err = is.checkAccessToken(claims, subject)
+		err = is.checkAccessToken(claims, subject, client)
 	case PlainJWT:
+		if is.clientsOwn(claims, client) {
+			subject = client
+		}
 		err = is.checkPlain(claims, subject, client)
 	case JWTSVID:
 		err = is.checkSVID(subject)
@@ -73,8 +74,10 @@ func (is *issuer) check(kind Kind, claims map[string]any) (subject, client strin
 	if err != nil {
 		return "", "", err
 	}
-	if err := checkAudience(claims, is.Audience); err != nil {
-		return "", "", err
+	if kind != idToken {
+		if err := checkAudience(claims, is.Audience); err != nil {
+			return "", "", err
+		}
 	}
 	if !is.match.matches(claims) {
 		return "", "", errors.New("does not match what its issuer's profile wants of it")
@@ -92,13 +95,41 @@ func (is *issuer) subjectClaim() string {
 // client is the OAuth client that a token was issued to: the configured claim, or
 // client_id, or azp where there is none.
 func (is *issuer) client(claims map[string]any) string {
-	switch {
-	case is.ClientClaim != "":
-		return stringClaim(claims, is.ClientClaim)
-	case is.Kind == AccessToken || claims["client_id"] != nil:
-		return stringClaim(claims, "client_id")
+	if is.ClientClaim == "" && is.Kind != AccessToken && claims["client_id"] == nil {
+		return stringClaim(claims, "azp")
 	}
-	return stringClaim(claims, "azp")
+	return stringClaim(claims, is.clientClaim())
+}
+
+func (is *issuer) clientClaim() string {
+	if is.ClientClaim != "" {
+		return is.ClientClaim
+	}
+	return "client_id"
+}
+
+// namesTwoClients says that azp and client_id are both there and not one name.
+func namesTwoClients(claims map[string]any) bool {
+	azp, hasAZP := claims["azp"]
+	id, hasID := claims["client_id"]
+	if !hasAZP || !hasID {
+		return false
+	}
+	name, ok := azp.(string) // lists and objects have no ==
+	return !ok || id != name
+}
+
+// clientsOwn says that a token lacks the subject claim because it is a client's own:
+// it has no sub at all, or one that names the client. A user's token is never so.
+func (is *issuer) clientsOwn(claims map[string]any, client string) bool {
+	if claimAt(claims, is.subjectClaim()) != nil {
+		return false
+	}
+	sub, present := claims["sub"]
+	if present {
+		return sub == client
+	}
+	return is.SubjectClaim == "" && is.User && !is.userMatch.matches(claims)
 }
 
 // checkTimes holds exp, nbf and iat to now. exp gets no leeway: a token is never
@@ -122,6 +153,9 @@ func (is *issuer) checkTimes(claims map[string]any, now time.Time) error {
 	}
 	iat, ok := TimeClaim(claims, "iat")
 	if _, present := claims["iat"]; !present && is.Kind == JWTSVID { // which need have none
+		if is.MaxAge > 0 && exp.Sub(now) > is.MaxAge {
+			return fmt.Errorf("is good for longer than the %v that its issuer's profile allows", is.MaxAge)
+		}
 		iat, ok = now, true
 	}
 	if !ok {
@@ -160,16 +194,19 @@ func TimeClaim(claims map[string]any, name string) (time.Time, bool) {
 }
 
 // checkAccessToken holds a token to RFC 9068 §2.2 and §4.
-func (is *issuer) checkAccessToken(claims map[string]any, subject string) error {
+func (is *issuer) checkAccessToken(claims map[string]any, subject, client string) error {
 	if !Usable(subject) {
 		return fmt.Errorf("has no usable %s", is.subjectClaim())
+	}
+	if !Usable(client) {
+		return fmt.Errorf("has no usable %s", is.clientClaim())
 	}
 	for _, name := range []string{"sub", "client_id", "jti"} {
 		if !Usable(stringClaim(claims, name)) {
 			return fmt.Errorf("has no usable %s", name)
 		}
 	}
-	if azp, present := claims["azp"]; present && azp != claims["client_id"] {
+	if namesTwoClients(claims) {
 		return errors.New("has azp and client_id that differ")
 	}
 	return nil
@@ -186,8 +223,7 @@ func (is *issuer) checkPlain(claims map[string]any, subject, client string) erro
 	if is.User && !Usable(client) { // otherwise nothing tells a user's token from a client's own
 		return errors.New("names no client that it was issued to")
 	}
-	azp, id := claims["azp"], claims["client_id"]
-	if azp != nil && id != nil && azp != id {
+	if namesTwoClients(claims) {
 		return errors.New("has azp and client_id that differ")
 	}
 	return nil
@@ -235,6 +271,18 @@ func checkAudience(claims map[string]any, audience string) error {
 		return fmt.Errorf("is not meant for %s", audience)
 	}
 	return nil
+}
+
+// checkForClient holds an ID token that an agent brings, as its client, to the
+// issuer's profile.
+func (is *issuer) checkForClient(claims map[string]any, subject string) (client string, err error) {
+	if client, err = checkIDToken(claims, is.IDTokenClients); err != nil {
+		return "", err
+	}
+	if !Usable(subject) {
+		return "", fmt.Errorf("has no usable %s", is.subjectClaim())
+	}
+	return client, nil
 }
 
 // checkIDToken holds a token to OpenID Connect Core §3.1.3.7 for one of clients,

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -29,17 +30,23 @@ type badToken struct {
 func refuses(t *testing.T, rows []badToken) {
 	t.Helper()
 	v, log := world(t)
+	refusesBy(t, v, rows)
+	checkSilent(t, "the log", log.String())
+}
+
+func refusesBy(t *testing.T, v *Verifier, rows []badToken) {
+	t.Helper()
 	for _, tt := range rows {
 		t.Run(tt.name, func(t *testing.T) {
 			token := forge(tt.edits...)
 			_, err := callerOf(v, t.Context(), token, "")
 			checkRefusal(t, err, "the bearer token "+tt.want, token)
+			refusedOverHTTP(t, v, token, "", "the bearer token "+tt.want)
 			if _, err := operatorOf(v, t.Context(), token); !fault.Is(err, fault.InvalidToken) && !fault.Is(err, fault.Forbidden) {
 				t.Errorf("Operator = %v, want it refused too", err)
 			}
 		})
 	}
-	checkSilent(t, "the log", log.String())
 }
 
 func checkRefusal(t *testing.T, err error, want string, tokens ...string) {
@@ -53,6 +60,17 @@ func checkRefusal(t *testing.T, err error, want string, tokens ...string) {
 		t.Errorf("detail = %q\n   want %q", f.Detail, want)
 	}
 	checkSilent(t, "the error", err.Error(), tokens...)
+}
+
+// refusedOverHTTP brings the same tokens to the real handler.
+func refusedOverHTTP(t *testing.T, v *Verifier, bearer, subject, want string) {
+	t.Helper()
+	if bearer == "" {
+		want = "send the access token as Authorization: Bearer <access token>"
+	}
+	if status, detail := OverHTTP.Decide(v, bearer, subject); status != http.StatusUnauthorized || detail != want {
+		t.Errorf("/decide answers %d %q\n want 401 %q", status, detail, want)
+	}
 }
 
 // checkSilent holds a text to repeating nothing of a token.

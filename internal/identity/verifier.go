@@ -303,7 +303,7 @@ func (v *Verifier) spendAssertion(ctx context.Context, t verified) error {
 	exp, _ := TimeClaim(t.claims, "exp")
 	fresh, err := v.spend(ctx, "private_key_jwt:"+Ref{t.URL, stringClaim(t.claims, "jti")}.String(), exp)
 	if err != nil {
-		return err
+		return failure{fmt.Errorf("use up an assertion: %w", err)}
 	}
 	if !fresh {
 		return errors.New("was used before; sign a new one, with a new jti, for each request")

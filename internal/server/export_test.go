@@ -1,0 +1,4 @@
+package server
+
+// NewIdentity makes the verifier that serve makes.
+var NewIdentity = newIdentity
