@@ -583,7 +583,7 @@ func (d *Decider) replay(ctx context.Context, s situation, caller identity.Calle
 
 // confirmation is the key that a credential for the caller is bound to, nil for none.
 func confirmation(c identity.Caller) *dpop.Confirmation {
-	if c.Held.IsZero() {
+	if !c.Held.Bound() {
 		return nil
 	}
 	return &c.Held

@@ -25,11 +25,7 @@ func (a *API) bearer(r *http.Request) (identity.Presented, error) {
 		return identity.Presented{}, fault.New(fault.InvalidToken, "send the access token as Authorization: Bearer <access token>")
 	}
 	if p.DPoP {
-		proofs := r.Header.Values("DPoP")
-		if len(proofs) != 1 {
-			return identity.Presented{}, fault.New(fault.InvalidDPoPProof, "send exactly one proof in the DPoP header")
-		}
-		p.Proof = proofs[0]
+		p.Proofs = r.Header.Values("DPoP")
 	}
 	var err error
 	p.Certificate, err = a.clientCert(r)
@@ -52,15 +48,12 @@ func (a *API) clientCert(r *http.Request) (*x509.Certificate, error) {
 		return r.TLS.PeerCertificates[0], nil
 	}
 	h := r.Header.Values("Client-Cert")
-	switch len(h) {
-	case 0:
+	if len(h) == 0 {
 		return nil, nil
-	case 1:
-		cert, err := dpop.ParseClientCert(h[0])
-		if err != nil {
-			return nil, fault.Invalid("Client-Cert", "%v", err)
-		}
-		return cert, nil
 	}
-	return nil, fault.Invalid("Client-Cert", "expected one certificate")
+	cert, err := dpop.ParseClientCert(h)
+	if err != nil {
+		return nil, fault.Invalid("Client-Cert", "%v", err)
+	}
+	return cert, nil
 }

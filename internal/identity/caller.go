@@ -17,10 +17,11 @@ import (
 type Presented struct {
 	// Token of the Authorization header.
 	Token string
-	// DPoP says that its scheme was DPoP; Proof is then the DPoP header (RFC 9449 §7.1),
-	// and Method and URL are of the request.
-	DPoP               bool
-	Proof, Method, URL string
+	// DPoP says that its scheme was DPoP; Proofs are then the values of the DPoP header,
+	// of which one is expected (RFC 9449 §7.1), and Method and URL are of the request.
+	DPoP        bool
+	Proofs      []string
+	Method, URL string
 	// Certificate is the TLS client's, nil for none.
 	Certificate *x509.Certificate
 	// Subject is the user's token that an agent brings besides, "" for none.
@@ -49,15 +50,15 @@ func (v *Verifier) Again(ctx context.Context, c Caller) (_ Caller, err error) {
 	if err != nil {
 		return Caller{}, refused("the bearer token", err)
 	}
-	return v.caller(ctx, c.bearer, c.subject, c.Held, b)
+	return v.caller(ctx, c.bearer, c.subject, dpop.Held(c.Held), b)
 }
 
-func (v *Verifier) caller(ctx context.Context, bearer, subject string, held dpop.Confirmation, b verified) (Caller, error) {
+func (v *Verifier) caller(ctx context.Context, bearer, subject string, held dpop.Held, b verified) (Caller, error) {
 	agent, user, err := v.split(b)
 	if err != nil {
 		return Caller{}, refused("the bearer token", err)
 	}
-	c := Caller{Agent: agent, User: user, Held: held, bearer: bearer, subject: subject}
+	c := Caller{Agent: agent, User: user, Held: dpop.Confirmation(held), bearer: bearer, subject: subject}
 	if subject == "" {
 		return c, nil
 	}
@@ -71,7 +72,7 @@ func (v *Verifier) caller(ctx context.Context, bearer, subject string, held dpop
 }
 
 // bearer verifies the token of the Authorization header and that who brings it may.
-func (v *Verifier) bearer(ctx context.Context, p Presented) (t verified, held dpop.Confirmation, err error) {
+func (v *Verifier) bearer(ctx context.Context, p Presented) (t verified, held dpop.Held, err error) {
 	if t, err = v.verify(ctx, p.Token); err != nil {
 		return t, held, err
 	}
@@ -89,7 +90,7 @@ func (v *Verifier) bearer(ctx context.Context, p Presented) (t verified, held dp
 
 // prove holds who brings a token to the key that it is bound to, and returns what of
 // that was proved.
-func (v *Verifier) prove(ctx context.Context, p Presented, t verified) (held dpop.Confirmation, err error) {
+func (v *Verifier) prove(ctx context.Context, p Presented, t verified) (held dpop.Held, err error) {
 	switch {
 	case p.DPoP && t.bound.JKT == "":
 		return held, errors.New("is not bound to a DPoP key: send it as Authorization: Bearer")
@@ -105,14 +106,15 @@ func (v *Verifier) prove(ctx context.Context, p Presented, t verified) (held dpo
 		held.X5T = dpop.CertThumbprint(p.Certificate)
 	}
 	if p.DPoP {
-		held.JKT, err = v.proofs.Verify(ctx, dpop.Request{
-			Proof: p.Proof, Method: p.Method, URL: p.URL, Token: p.Token, NonceRequired: t.DPoPNonce,
+		key, err := v.proofs.Verify(ctx, dpop.Request{
+			Proofs: p.Proofs, Method: p.Method, URL: p.URL, Token: p.Token, NonceRequired: t.DPoPNonce,
 		})
 		if err != nil {
 			return held, proofRefused(err)
 		}
+		held.JKT = key.Thumbprint
 	}
-	if !t.bound.Confirmed(held) {
+	if t.bound.Bound() && !t.bound.Confirmed(held) {
 		return held, errors.New("is bound to another key than its bearer holds")
 	}
 	return held, nil
@@ -129,14 +131,14 @@ func proofRefused(err error) error {
 	if errors.Is(err, dpop.ErrUseNonce) {
 		return fault.New(fault.UseDPoPNonce, "the DPoP proof %v", err)
 	}
-	if _, ok := errors.AsType[*dpop.Invalid](err); ok {
-		return fault.New(fault.InvalidDPoPProof, "the DPoP proof %v", err)
+	if _, ok := errors.AsType[*fault.Error](err); ok {
+		return failure{err} // of the store
 	}
-	return failure{err}
+	return fault.New(fault.InvalidDPoPProof, "the DPoP proof %v", err)
 }
 
 // Nonce is for the DPoP-Nonce header (RFC 9449 §8).
-func (v *Verifier) Nonce() string { return v.proofs.Nonce() }
+func (v *Verifier) Nonce() string { return v.proofs.Nonces.Nonce(v.now()) }
 
 // split reads agent and user out of one token: the subject is the user, act.sub or
 // else the client is the agent. A token without act whose subject is its client
@@ -195,12 +197,12 @@ func (v *Verifier) agentOf(r Ref) Ref {
 
 // subject verifies a user's token that an agent brings, and that it was issued to
 // this agent or lets it act.
-func (v *Verifier) subject(ctx context.Context, raw string, agent Ref, held dpop.Confirmation) (*Principal, error) {
+func (v *Verifier) subject(ctx context.Context, raw string, agent Ref, held dpop.Held) (*Principal, error) {
 	t, err := v.verify(ctx, raw)
 	if err != nil {
 		return nil, err
 	}
-	if !t.bound.Confirmed(held) {
+	if t.bound.Bound() && !t.bound.Confirmed(held) {
 		return nil, errors.New("is bound to another key than its bearer holds")
 	}
 	if !t.User {

@@ -29,7 +29,7 @@ type Config struct {
 	// that nobody has used it up before.
 	Spend func(ctx context.Context, use string, expires time.Time) (fresh bool, err error)
 	// NonceKey makes the nonces of DPoP, the same on all replicas.
-	NonceKey []byte
+	NonceKey [32]byte
 	// SignedOut is when a subject, or the login sid of theirs, was last signed out. Of
 	// agents and their users the session knows; this is for all others.
 	SignedOut func(ctx context.Context, subject Ref, sid string) (time.Time, error)
@@ -75,7 +75,7 @@ func New(cfg Config) (*Verifier, error) {
 		issuers: map[string]*issuer{}, domains: map[string]*issuer{}, agents: map[Ref]Ref{},
 		now: cfg.Now, spend: cfg.Spend, signedOut: cfg.SignedOut, toParsed: cfg.Parse, log: cfg.Logger,
 	}
-	v.proofs = &dpop.Verifier{Now: cfg.Now, Spend: cfg.Spend, NonceKey: cfg.NonceKey}
+	v.proofs = &dpop.Verifier{Store: once(cfg.Spend), Now: cfg.Now, Nonces: dpop.NewNonces(cfg.NonceKey)}
 	var err error
 	if v.cache, err = lru.New[[sha256.Size]byte, remembered](cacheSize); err != nil {
 		return nil, err
@@ -96,6 +96,14 @@ func New(cfg Config) (*Verifier, error) {
 		}
 	}
 	return v, nil
+}
+
+// once is Config.Spend as dpop wants it.
+type once func(ctx context.Context, use string, expires time.Time) (fresh bool, err error)
+
+// Spend implements dpop.Store.
+func (f once) Spend(ctx context.Context, use string, expires time.Time) (fresh bool, err error) {
+	return f(ctx, use, expires)
 }
 
 func newIssuer(profile Issuer, client *http.Client) (is *issuer, err error) {
@@ -190,7 +198,7 @@ func (v *Verifier) verify(ctx context.Context, raw string) (verified, error) {
 	if t.subject, t.client, err = t.check(t.kind, t.claims); err != nil {
 		return verified{}, err
 	}
-	if t.bound, err = dpop.ConfirmationOf(t.claims); err != nil {
+	if t.bound, err = dpop.ParseConfirmation(t.claims); err != nil {
 		return verified{}, err
 	}
 	keys, err := v.verifySignature(ctx, t)

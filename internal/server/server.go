@@ -309,7 +309,7 @@ func newIdentity(ctx context.Context, cfg config.Config, store *sqlstore.Store, 
 	if err != nil {
 		return nil, fmt.Errorf("derive nonce key: %w", err)
 	}
-	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: store.Now, Spend: store.Spend, NonceKey: nonceKey, SignedOut: store.SignedOut, Parse: policy.ParseClaims, Logger: log}
+	c := identity.Config{HTTP: identity.NewHTTPClient(issuerTimeout), Now: store.Now, Spend: store.Spend, NonceKey: [sha256.Size]byte(nonceKey), SignedOut: store.SignedOut, Parse: policy.ParseClaims, Logger: log}
 	for _, is := range cfg.Issuers {
 		out := identity.Issuer{
 			URL: is.Issuer, Kind: identity.Kind(is.Token), TrustDomain: is.TrustDomain, Audience: is.Audience,
