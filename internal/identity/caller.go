@@ -241,7 +241,7 @@ func (v *Verifier) Operator(ctx context.Context, p Presented) (_ Principal, err 
 		return Principal{}, refused("the bearer token", err)
 	}
 	// An agent that holds an operator's token is still an agent.
-	if _, delegated := t.claims["act"]; delegated || !t.Issuer.Operator || !t.Operators.include(t.claims, t.client) {
+	if _, delegated := t.claims["act"]; delegated || !t.Operator || !t.Operators.include(t.claims, t.client) {
 		return Principal{}, fault.New(fault.Forbidden, "this needs an operator")
 	}
 	return v.believed(ctx, Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims, Parsed: t.parsed})
@@ -268,7 +268,7 @@ func (v *Verifier) Service(ctx context.Context, p Presented) (_ Principal, err e
 	if err != nil {
 		return Principal{}, refused("the bearer token", err)
 	}
-	if _, delegated := t.claims["act"]; delegated || !t.Issuer.Service || !t.speaksForItself() {
+	if _, delegated := t.claims["act"]; delegated || !t.Service || !t.speaksForItself() {
 		return Principal{}, refused("the bearer token", errors.New("is not a service's own token, or its issuer may not speak for services"))
 	}
 	return v.believed(ctx, Principal{Ref: t.holder(), Claims: t.claims, Parsed: t.parsed})
