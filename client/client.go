@@ -180,16 +180,38 @@ func (c *Client) Withdraw(ctx context.Context, id string) (*Approval, error) {
 	return a, c.call(ctx, http.MethodDelete, "/approvals/"+url.PathEscape(id), nil, nil, a)
 }
 
-// OpenSession opens a session for the user that the tokens name.
+// OpenSession opens a session for the user that the tokens name. Where they name none,
+// and users can sign in at Writ, the error is a *SignInRequired.
 func (c *Client) OpenSession(ctx context.Context, r SessionRequest) (*Session, error) {
-	s := new(Session)
-	return s, c.call(ctx, http.MethodPost, "/sessions", nil, r, s)
+	var answer struct {
+		Session
+		SignIn *SignInRequired `json:"sign_in"`
+	}
+	if err := c.call(ctx, http.MethodPost, "/sessions", nil, r, &answer); err != nil {
+		return nil, err
+	}
+	if answer.SignIn != nil {
+		return nil, answer.SignIn
+	}
+	return &answer.Session, nil
 }
 
 // Session returns a session.
 func (c *Client) Session(ctx context.Context, id string) (*Session, error) {
 	s := new(Session)
 	return s, c.call(ctx, http.MethodGet, "/sessions/"+url.PathEscape(id), nil, nil, s)
+}
+
+// ChangeEnvelope gives a session another envelope: at once if it narrows, and otherwise
+// once its user has approved it.
+func (c *Client) ChangeEnvelope(ctx context.Context, id string, r EnvelopeRequest) (*EnvelopeAnswer, error) {
+	r.Envelope.Source = ""
+	h := http.Header{}
+	if r.Wait > 0 {
+		h.Set("Prefer", fmt.Sprintf("wait=%d", wholeSeconds(r.Wait)))
+	}
+	a := new(EnvelopeAnswer)
+	return a, c.call(ctx, http.MethodPost, "/sessions/"+url.PathEscape(id)+"/envelope", h, r, a)
 }
 
 // EndSession ends a session and revokes every credential in it.

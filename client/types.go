@@ -100,13 +100,34 @@ type SessionRequest struct {
 	Task         string    `json:"task,omitempty"`
 	Envelope     *Envelope `json:"envelope,omitempty"`
 	ExpiresIn    int       `json:"expires_in,omitempty"` // seconds
+	// RedirectURI is where a sign-in ends, if one is needed: one that is registered for
+	// the agent. State comes back with it. Both are refused where none is needed.
+	RedirectURI string `json:"redirect_uri,omitempty"`
+	State       string `json:"state,omitempty"`
 }
 
 // Envelope is the most that the session will need; policy holds it to that.
 type Envelope struct {
 	Actions   []string          `json:"actions"`
 	Resources []ResourcePattern `json:"resources"`
+	Limits    map[string]int64  `json:"limits,omitempty"` // the most that counters of the session may reach
 	Source    string            `json:"source,omitempty"` // of an answer: whose word it is
+}
+
+// EnvelopeRequest gives a session another envelope.
+type EnvelopeRequest struct {
+	SubjectToken string   `json:"subject_token,omitempty"`
+	Envelope     Envelope `json:"envelope"` // the whole of it
+	Approval     string   `json:"approval,omitempty"`
+	// Wait holds the answer until a person has decided, or that long.
+	Wait time.Duration `json:"-"`
+}
+
+// EnvelopeAnswer is what became of it.
+type EnvelopeAnswer struct {
+	// Decision is nil where the envelope narrowed, which nobody has to decide.
+	Decision *Decision `json:"decision"`
+	Session  Session   `json:"session"` // as it is now
 }
 
 // ResourcePattern matches resources of a type by a glob over their ids.
@@ -125,7 +146,11 @@ type Session struct {
 	Envelope  *Envelope `json:"envelope"`
 	StartedAt time.Time `json:"started_at"`
 	EndsAt    time.Time `json:"ends_at"`
+	IdleAt    time.Time `json:"idle_at"` // ends then unless something is decided before; zero never
 	EndReason string    `json:"end_reason"`
+
+	Labels   []string         `json:"labels"`
+	Counters map[string]int64 `json:"counters"`
 }
 
 // Task is what the user wants done, and whose word that is: "agent" or "user".

@@ -48,6 +48,7 @@ func (d *devCmd) Run(ctx context.Context) error {
 		w.URL, w.IDP.Issuer(),
 		w.URL, w.IDP.Issuer(),
 		w.URL, w.IDP.Issuer(),
+		w.URL, w.IDP.Issuer(),
 		near(filepath.Join(d.Dir, "writ.yaml")))
 	return w.Run(ctx)
 }
@@ -82,6 +83,10 @@ curl -s %s/decide -H 'Content-Type: application/json' -H "Authorization: Bearer 
 bob's agent offboards someone: approve it on the phone page within a minute, and the answer comes:
 
 curl -s %s/decide -H 'Content-Type: application/json' -H 'Prefer: wait=60' -H "Authorization: Bearer $(curl -s '%s/dev/token?user=bob&agent=hr-agent')" -d '{"intent":{"action":"hr.employee.offboard"},"resource":{"type":"hr.employee","id":"e-1001"}}'
+
+An agent without a user's token gets a link: open it in a browser, sign in and allow (docs/signin.md):
+
+curl -s %s/sessions -H 'Content-Type: application/json' -H "Authorization: Bearer $(curl -s '%s/dev/token?kind=agent&agent=sales-agent')" -d '{"task":"Summarise the pipeline"}'
 
 The agents are sales-agent, hr-agent and finance-agent; olga pulls the kill switch through ops-console (docs/operations.md).
 See what was written down: writ audit tail --config %s (docs/audit.md has how to prove it).

@@ -64,6 +64,9 @@ func (l Limits) message(act intent.Act, words, code string) (text, display strin
 		full := fmt.Sprintf(`%s on %s "%s"`, act.Intent.Action, r.Type, r.ID)
 		if words != "" && !strings.ContainsAny(words, "[]") { // which would blur where they end
 			candidates = append(candidates, fmt.Sprintf(`%s [%s] (code %s)`, words, full, code))
+			if strings.HasPrefix(act.Intent.Action, intent.Reserved) { // Writ's own words for it say nothing to a person
+				candidates[0] = fmt.Sprintf(`%s (code %s)`, words, code)
+			}
 		}
 		candidates = append(candidates,
 			fmt.Sprintf(`%s (code %s)`, full, code),

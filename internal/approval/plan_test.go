@@ -43,6 +43,22 @@ func TestMessageInPolicysWords(t *testing.T) {
 	}
 }
 
+// Of Writ's own questions policy's words are all that a person needs to read. Without
+// them the message is as of any act, and whoever asks sees that they are missing.
+func TestMessageOfReservedAct(t *testing.T) {
+	t.Parallel()
+	widen := act("writ.envelope.widen", "writ.session", "ses_1")
+	for words, want := range map[string]string{
+		"Widen the session: do a": "Widen the session: do a (code CODE)",
+		"Widen [x":                `writ.envelope.widen on writ.session "ses_1" (code CODE)`,
+		strings.Repeat("x", 80):   `writ.envelope.widen on writ.session "ses_1" (code CODE)`,
+	} {
+		if got, _ := (Limits{MaxLength: 80}).message(widen, words, "CODE"); got != want {
+			t.Errorf("%q: %q, want %q", words, got, want)
+		}
+	}
+}
+
 func TestMessage(t *testing.T) {
 	t.Parallel()
 	text, portable := Limits{MaxLength: 60}, Limits{MaxLength: 40, Portable: true}

@@ -21,6 +21,14 @@ const (
 	SessionEnded  Kind = "session.ended"
 	SignedOut     Kind = "session.signed_out" // an issuer's word; what it ended has entries of its own
 
+	SignInOpened    Kind = "signin.opened"    // an agent asked for a user
+	SignInSignedIn  Kind = "signin.signed_in" // the identity provider said who it is
+	SignInConsented Kind = "signin.consented"
+	SignInDeclined  Kind = "signin.declined"
+	SignInCompleted Kind = "signin.completed" // the agent brought the code, and the session is open
+
+	SessionEnvelope Kind = "session.envelope" // it was narrowed or widened
+
 	DecisionAllow       Kind = "decision.allow"
 	DecisionDeny        Kind = "decision.deny"
 	DecisionRequireCIBA Kind = "decision.require_ciba"

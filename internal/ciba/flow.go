@@ -2,10 +2,6 @@ package ciba
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/sha512"
-	"crypto/subtle"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,8 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/go-jose/go-jose/v4"
 
 	"github.com/writsec/writ/internal/approval"
 	"github.com/writsec/writ/internal/identity"
@@ -180,7 +174,7 @@ func (c *Client) Verify(ctx context.Context, answer []byte, want approval.Expect
 	if id, present := claims["urn:openid:params:jwt:claim:auth_req_id"]; present && id != want.AuthReqID {
 		return approval.Evidence{}, errors.New("the ID token is about another request")
 	}
-	if hash, present := claims["at_hash"]; present && !accessTokenHashed(t.ID, t.Access, hash) {
+	if hash, present := claims["at_hash"]; present && !identity.AccessTokenHashed(t.ID, t.Access, hash) {
 		return approval.Evidence{}, errors.New("at_hash does not fit the access token")
 	}
 	if iat, ok := identity.TimeClaim(claims, "iat"); !ok || iat.Before(want.NotBefore.Add(-freshness)) {
@@ -199,32 +193,6 @@ func (c *Client) Verify(ctx context.Context, answer []byte, want approval.Expect
 	}
 	e.AuthTime, _ = identity.TimeClaim(claims, "auth_time")
 	return e, nil
-}
-
-// accessTokenHashed checks at_hash (OpenID Connect Core §3.1.3.6). The ID token is
-// verified, so its header can be trusted for the algorithm.
-func accessTokenHashed(idToken, accessToken string, hash any) bool {
-	jws, err := jose.ParseSignedCompact(idToken, []jose.SignatureAlgorithm{
-		jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512, jose.EdDSA,
-	})
-	want, ok := hash.(string)
-	if err != nil || !ok || accessToken == "" {
-		return false
-	}
-	var sum []byte
-	switch alg := jws.Signatures[0].Header.Algorithm; {
-	case strings.HasSuffix(alg, "256"):
-		s := sha256.Sum256([]byte(accessToken))
-		sum = s[:]
-	case strings.HasSuffix(alg, "384"):
-		s := sha512.Sum384([]byte(accessToken))
-		sum = s[:]
-	default:
-		s := sha512.Sum512([]byte(accessToken))
-		sum = s[:]
-	}
-	got := base64.RawURLEncoding.EncodeToString(sum[:len(sum)/2])
-	return subtle.ConstantTimeCompare([]byte(got), []byte(want)) == 1
 }
 
 // Discard implements approval.Provider (RFC 7009). The tokens were a means to an

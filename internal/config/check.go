@@ -61,6 +61,11 @@ func (c *Config) fill(dir string) {
 			}
 		}
 	}
+	for i := range c.Issuers {
+		if s := c.Issuers[i].SignIn; s != nil {
+			abs(&s.ClientSecretFile)
+		}
+	}
 	for i := range c.Services {
 		abs(&c.Services[i].SecretFile)
 	}
@@ -97,6 +102,12 @@ func (c *Config) check(fail failFunc) {
 	fail.positive("sessions.max_age", c.Sessions.MaxAge)
 	if c.Sessions.DefaultAge > c.Sessions.MaxAge {
 		fail("sessions.default_age", "is %v, more than sessions.max_age %v", c.Sessions.DefaultAge, c.Sessions.MaxAge)
+	}
+	if c.Sessions.Idle < 0 {
+		fail("sessions.idle", "is %v, expected zero (never) or more", c.Sessions.Idle)
+	}
+	if w := c.Sessions.Window; w < time.Minute || w > 366*24*time.Hour {
+		fail("sessions.window", "is %v, expected 1m to 8784h; it cannot be off, since limits of policy would then be none", w)
 	}
 	fail.positive("approvals.expires_in", c.Approvals.ExpiresIn)
 	fail.positive("approvals.use_within", c.Approvals.UseWithin)
@@ -135,7 +146,6 @@ func (c *Config) check(fail failFunc) {
 			c.checkSpeaker(fail, fmt.Sprintf("issuers[%d].signals.subjects", i), is.Signals.Subjects, User)
 		}
 	}
-	c.checkAgents(fail)
 	for _, name := range slices.Sorted(maps.Keys(c.Minters)) {
 		c.checkMinter(fail, name, c.Minters[name])
 	}
@@ -150,6 +160,7 @@ func (c *Config) check(fail failFunc) {
 		c.checkServiceProof(fail, key, s)
 		fail.required(key+"audience", s.Audience)
 	}
+	c.checkAgents(fail)
 }
 
 func (c *Config) checkStore(fail failFunc) {
@@ -292,6 +303,12 @@ func (is Issuer) check(fail failFunc, key string) {
 			fail.algorithms(key+"ciba.id_token_algorithms", b.Algorithms)
 		}
 	}
+	if s := is.SignIn; s != nil {
+		if !slices.Contains(is.SpeaksFor, User) {
+			fail(key+"sign_in", "has no effect: speaks_for does not list user")
+		}
+		s.check(fail, key+"sign_in.")
+	}
 }
 
 // checkKeys wants one place that keys come from. Only discovery needs an issuer that is
@@ -351,6 +368,9 @@ func (is Issuer) checkToken(fail failFunc, key string) {
 	if is.CIBA != nil {
 		clients = append(clients, is.CIBA.ClientID)
 	}
+	if is.SignIn != nil {
+		clients = append(clients, is.SignIn.ClientID)
+	}
 	if slices.Contains(clients, is.Audience) && is.Token != "access_token" {
 		fail(key+"audience", "is also a client of ID tokens: an ID token could pass for a token to Writ")
 	}
@@ -370,6 +390,9 @@ func (c *Config) checkAgents(fail failFunc) {
 		c.checkSpeaker(fail, key+".issuer", a.Issuer, Agent)
 		fail.required(key+".id", a.ID)
 		claim(key, Subject{a.Issuer, a.ID})
+		for j, uri := range a.RedirectURIs {
+			fail.redirectURI(fmt.Sprintf("%s.redirect_uris[%d]", key, j), uri)
+		}
 		for j, s := range a.Identities {
 			other := fmt.Sprintf("%s.identities[%d]", key, j)
 			c.checkSpeaker(fail, other+".issuer", s.Issuer, Agent)

@@ -95,6 +95,10 @@ type Sessions struct {
 	DefaultAge time.Duration `yaml:"default_age"`
 	// MaxAge is the longest life that an opener can ask for.
 	MaxAge time.Duration `yaml:"max_age"`
+	// Idle is how long a session lives without a decision; zero, as long as its age.
+	Idle time.Duration `yaml:"idle"`
+	// Window is how long labels and counters stay on a pair of user and agent.
+	Window time.Duration `yaml:"window"`
 }
 
 // Issuer is an identity provider that Writ believes, and about whom.
@@ -139,6 +143,8 @@ type Issuer struct {
 	CIBA *CIBA `yaml:"ciba"`
 	// Signals takes its security events.
 	Signals *Signals `yaml:"signals"`
+	// SignIn lets its users sign in on Writ's own pages.
+	SignIn *SignIn `yaml:"sign_in"`
 }
 
 // Signals makes Writ a receiver of security events (Shared Signals, RFC 8935).
@@ -178,6 +184,8 @@ type AgentEntry struct {
 	ID     string `yaml:"id"`
 	// Identities are others of the same agent, such as its service account.
 	Identities []Subject `yaml:"identities"`
+	// RedirectURIs lists where a sign-in that it asked for may end.
+	RedirectURIs []string `yaml:"redirect_uris"`
 }
 
 // Claims names claims; one that begins with a slash is a JSON pointer.
@@ -222,6 +230,17 @@ type BindingMessage struct {
 	MaxLength int `yaml:"max_length"`
 	// Charset is portable (letters, digits and +._#-) or text (printable ASCII).
 	Charset string `yaml:"charset"`
+}
+
+// SignIn makes Writ a client of an issuer's authorization endpoint (OpenID Connect
+// Core §3.1), with the redirect URI ExternalURL/callback.
+type SignIn struct {
+	ClientID         string `yaml:"client_id"`
+	ClientSecretFile string `yaml:"client_secret_file"`
+	// ClientAuth is client_secret_basic (default) or client_secret_post.
+	ClientAuth string `yaml:"client_auth"`
+	// Scopes are asked for; openid is one of them.
+	Scopes []string `yaml:"scopes"`
 }
 
 // Minter makes credentials of one kind for one target.
@@ -320,7 +339,7 @@ func Default() Config {
 		OpsListen:  "127.0.0.1:8181",
 		Durability: "disk", StoreConnections: 16,
 		Policy:   Policy{Query: "data.writ.decision", AdminQuery: "data.writ.admin", Deadline: 100 * time.Millisecond},
-		Sessions: Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour},
+		Sessions: Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour, Idle: 30 * time.Minute, Window: 24 * time.Hour},
 		Approvals: Approvals{
 			ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute,
 			MaxWait: 2 * time.Minute, MaxPending: 5,
@@ -339,6 +358,10 @@ func (m *Minter) setDefaults() { m.MaxTTL = 5 * time.Minute }
 func (c *CIBA) setDefaults() {
 	c.ClientAuth, c.LoginHint, c.Timeout = "client_secret_basic", "{sub}", 40*time.Second
 	c.BindingMessage = BindingMessage{MaxLength: 20, Charset: "portable"}
+}
+
+func (s *SignIn) setDefaults() {
+	s.ClientAuth, s.Scopes = "client_secret_basic", []string{"openid"}
 }
 
 // Load reads and checks a file. File names in it are relative to its folder. The

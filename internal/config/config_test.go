@@ -95,7 +95,7 @@ func TestDefaults(t *testing.T) {
 		Store: "sqlite:" + in("writ.db"), StoreConnections: 16, Durability: "disk", RootKeyFile: in("root.key"),
 		Audit:     config.Audit{Copies: config.Copies{Every: time.Minute}},
 		Policy:    config.Policy{Path: in("policies"), Query: "data.writ.decision", AdminQuery: "data.writ.admin", Deadline: 100 * time.Millisecond},
-		Sessions:  config.Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour},
+		Sessions:  config.Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour, Idle: 30 * time.Minute, Window: 24 * time.Hour},
 		Approvals: config.Approvals{ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute, MaxWait: 2 * time.Minute, MaxPending: 5},
 		Log:       config.Log{Level: "info"},
 		Issuers: []config.Issuer{{

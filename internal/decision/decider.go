@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/writsec/writ/internal/approval"
@@ -42,21 +43,33 @@ type Config struct {
 }
 
 // Decider answers decisions.
-type Decider struct{ cfg Config }
+type Decider struct {
+	cfg   Config
+	turns *turns
+}
 
 // New makes a Decider.
-func New(cfg Config) *Decider { return &Decider{cfg} }
+func New(cfg Config) *Decider { return &Decider{cfg: cfg, turns: newTurns()} }
 
-// maxAttempts bounds how often one request is evaluated because parallel ones kept
-// changing its session.
+// maxAttempts bounds how often one request is evaluated, in its turn, because parallel
+// ones of other replicas kept changing its session.
 const maxAttempts = 8
 
 // Decide answers one request. An error means that no decision was reached.
 func (d *Decider) Decide(ctx context.Context, req Request) (Answer, error) {
+	if strings.HasPrefix(req.Intent.Action, intent.Reserved) {
+		return Answer{}, fault.Invalid("/intent/action", "begins with %s, which is for Writ's own questions, such as POST /sessions/{id}/envelope", intent.Reserved)
+	}
 	caller, err := d.cfg.Identity.Caller(ctx, req.Presented)
 	if err != nil {
 		return Answer{}, err
 	}
+	return d.wait(ctx, req, caller)
+}
+
+// wait decides and, where a person is asked and the request says so, waits for them
+// and decides again.
+func (d *Decider) wait(ctx context.Context, req Request, caller identity.Caller) (Answer, error) {
 	answer, err := d.decide(ctx, req, caller)
 	if err != nil || req.Wait <= 0 || answer.Decision != policy.RequireCIBA {
 		return answer, err
@@ -84,16 +97,45 @@ func (d *Decider) decide(ctx context.Context, req Request, caller identity.Calle
 	if d.cfg.Halted != nil && d.cfg.Halted() {
 		return Answer{}, fault.New(fault.NotReady, "the audit log is stuck; nothing is decided that is not recorded")
 	}
-	for range maxAttempts {
-		answer, err := d.attempt(ctx, req, caller)
-		if errors.Is(err, session.ErrChanged) || errors.Is(err, approval.ErrStale) {
-			continue
-		}
-		return answer, err
+	var made done
+	err := d.inTurn(ctx, func() (scope string, err error) {
+		scope, made, err = d.attempt(ctx, req, caller)
+		return scope, err
+	})
+	if err != nil || made.granted == nil {
+		return made.answer, err
 	}
-	return Answer{}, &fault.Error{
+	return d.mint(ctx, made.answer, *made.granted, made.act)
+}
+
+// inTurn attempts something that parallel requests of the same scope can be in the way
+// of. Whoever was in another's way once waits for a turn, so that each comes through.
+func (d *Decider) inTurn(ctx context.Context, attempt func() (scope string, err error)) error {
+	changed := func(err error) bool { return errors.Is(err, session.ErrChanged) || errors.Is(err, approval.ErrStale) }
+	scope, err := attempt()
+	if !changed(err) {
+		return err
+	}
+	end, err := d.turns.take(ctx, scope)
+	if err != nil {
+		return err
+	}
+	defer end()
+	for range maxAttempts {
+		if _, err = attempt(); !changed(err) {
+			return err
+		}
+	}
+	return &fault.Error{
 		Code: fault.Overloaded, Detail: "parallel requests keep changing this session", RetryAfter: time.Second,
 	}
+}
+
+// done is a decision that is durable, and the lease whose secret is to be minted yet.
+type done struct {
+	answer  Answer
+	granted *lease.Lease
+	act     intent.Act
 }
 
 // situation is what a decision is made on, read in one transaction.
@@ -101,6 +143,7 @@ type situation struct {
 	now        time.Time
 	session    session.Session
 	newSession bool
+	recent     session.Recent
 	user       identity.Principal
 	approval   *approval.Approval
 	act        intent.Act
@@ -108,21 +151,23 @@ type situation struct {
 	replay     *Record // set: this request was answered before
 }
 
-func (d *Decider) attempt(ctx context.Context, req Request, caller identity.Caller) (Answer, error) {
+func (d *Decider) attempt(ctx context.Context, req Request, caller identity.Caller) (scope string, made done, err error) {
 	s, err := d.read(ctx, req, caller)
 	if err != nil {
-		return Answer{}, err
+		return "", done{}, err
 	}
+	scope = s.session.Scope
 	if s.replay != nil {
-		return d.replay(ctx, s, caller)
+		made, err = d.replay(ctx, s, caller)
+		return scope, made, err
 	}
 	r, err := d.rule(ctx, req, caller, s)
 	if err != nil {
-		return Answer{}, err
+		return scope, done{}, err
 	}
 	record, granted, err := d.commit(ctx, req, s, r)
 	if err != nil {
-		return Answer{}, err
+		return scope, done{}, err
 	}
 	d.cfg.Metrics.Decisions.WithLabelValues(string(r.Effect)).Inc()
 	if r.Effect == policy.Allow && r.rests != nil {
@@ -130,14 +175,11 @@ func (d *Decider) attempt(ctx context.Context, req Request, caller identity.Call
 	}
 	d.cfg.Logger.InfoContext(ctx, "decision", "decision", record.ID, "effect", r.Effect, "reason", r.Reasons[0].Code,
 		"action", req.Intent.Action, "session", s.session.ID, "approval", record.Approval, "lease", record.Lease)
-	if granted == nil {
-		return record.Answer, nil
-	}
-	return d.mint(ctx, record.Answer, *granted, s.act)
+	return scope, done{record.Answer, granted, s.act}, nil
 }
 
 func (d *Decider) read(ctx context.Context, req Request, caller identity.Caller) (s situation, err error) {
-	err = d.cfg.Store.View(ctx, func(tx Tx) error {
+	err = d.cfg.Store.View(ctx, func(tx Tx) (err error) {
 		s = situation{now: tx.Now()}
 		if req.Approval != "" {
 			a, err := approval.Find(ctx, tx, req.Approval, caller)
@@ -149,10 +191,13 @@ func (d *Decider) read(ctx context.Context, req Request, caller identity.Caller)
 		if err := d.findSession(ctx, tx, req, caller, &s); err != nil {
 			return err
 		}
-		if req.IdempotencyKey == "" {
-			return nil
+		if req.IdempotencyKey != "" {
+			if err := d.findReplay(ctx, tx, req, caller, &s); err != nil || s.replay != nil {
+				return err
+			}
 		}
-		return d.findReplay(ctx, tx, req, caller, &s)
+		s.recent, err = session.ReadRecent(ctx, tx, s.session)
+		return err
 	})
 	if err != nil {
 		return s, err
@@ -180,7 +225,7 @@ func (d *Decider) findSession(ctx context.Context, tx Tx, req Request, caller id
 			return err
 		}
 		if !s.session.Alive(s.now) {
-			return fault.New(fault.SessionEnded, "the session is over; open a new one")
+			return sessionOver()
 		}
 		s.user = s.session.User
 		if caller.User != nil {
@@ -196,6 +241,8 @@ func (d *Decider) findSession(ctx context.Context, tx Tx, req Request, caller id
 		}
 		s.user, s.newSession = *caller.User, true
 		s.session = session.New(s.user, caller.Agent.Ref, session.Spec{}, d.cfg.Sessions, s.now)
+		s.session.ScopeVersion, err = tx.ScopeVersion(ctx, s.session.Scope)
+		return err
 	}
 	return nil
 }
@@ -262,6 +309,7 @@ func (r ruling) deny(code, message string) ruling {
 func (d *Decider) rule(ctx context.Context, req Request, caller identity.Caller, s situation) (ruling, error) {
 	in := policy.Input{
 		User: s.user, Agent: caller.Agent, Session: facts(s.session),
+		Recent: policy.RecentFacts{Window: d.cfg.Sessions.Window, Labels: s.recent.Labels, Counters: s.recent.Counters},
 		Intent: req.Intent, Resource: req.Resource, Context: req.Context, Time: s.now, IP: req.IP,
 	}
 	r := ruling{input: in.Document()}
@@ -288,7 +336,7 @@ func (d *Decider) rule(ctx context.Context, req Request, caller identity.Caller,
 			return r.deny(refusal.Code, refusal.Message), nil
 		}
 		r.plan = &plan
-	case r.Effect == policy.Allow && r.Credential != nil:
+	case r.Effect == policy.Allow && r.Credential != nil && req.widen == nil:
 		c := r.Credential
 		minter, ok := d.cfg.Minters[c.Minter]
 		if !ok {
@@ -302,6 +350,9 @@ func (d *Decider) rule(ctx context.Context, req Request, caller identity.Caller,
 		}
 		grant.Cnf = confirmation(caller)
 		r.grant = &grant
+	}
+	if req.widen != nil {
+		r = r.widening(s)
 	}
 	return r, nil
 }
@@ -328,7 +379,7 @@ func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling
 		if record.Answer.Obligations == nil {
 			record.Answer.Obligations = []map[string]any{}
 		}
-		if err := d.settle(ctx, tx, s, r); err != nil {
+		if err := d.settle(ctx, tx, req, s, r, record.ID); err != nil {
 			return err
 		}
 		kind := audit.DecisionDeny
@@ -425,9 +476,9 @@ func (d *Decider) shown(action string, reasons []policy.Reason) []policy.Reason 
 	return out
 }
 
-// settle leaves the decision's marks on its session. Only an allow has counters:
-// the schema of policy's answer sees to it.
-func (d *Decider) settle(ctx context.Context, tx Tx, s situation, r ruling) error {
+// settle leaves the decision's marks on its session and on the pair. Only an allow has
+// counters: the schema of policy's answer sees to it.
+func (d *Decider) settle(ctx context.Context, tx Tx, req Request, s situation, r ruling, decision string) error {
 	if s.newSession {
 		if err := session.Believe(ctx, tx, identity.Caller{Agent: identity.Principal{Ref: s.act.Agent}, User: &s.user}); err != nil {
 			return err
@@ -436,7 +487,14 @@ func (d *Decider) settle(ctx context.Context, tx Tx, s situation, r ruling) erro
 			return err
 		}
 	}
-	return session.Settle(ctx, tx, s.session, r.Labels, r.Counters)
+	m := session.Settlement{Recent: s.recent, Marks: session.Marks{Labels: r.Labels, Counters: r.Counters}, Decision: decision}
+	switch r.Effect {
+	case policy.RequireCIBA: // while a person is asked, the session is not idle
+		m.Busy = r.plan.ExpiresIn
+	case policy.Allow:
+		m.Widened = req.widen
+	}
+	return session.Settle(ctx, tx, s.session, d.cfg.Sessions, m)
 }
 
 func (d *Decider) remember(ctx context.Context, tx Tx, req Request, s situation, decision string) error {
@@ -474,10 +532,10 @@ func (d *Decider) mint(ctx context.Context, answer Answer, l lease.Lease, act in
 // replay gives a retry the decision that it got before. A credential is minted
 // anew, to the same end, and the old one revoked: no secret is kept to be given
 // out twice.
-func (d *Decider) replay(ctx context.Context, s situation, caller identity.Caller) (Answer, error) {
+func (d *Decider) replay(ctx context.Context, s situation, caller identity.Caller) (done, error) {
 	r := s.replay
 	if r.Lease == "" {
-		return r.Answer, nil
+		return done{answer: r.Answer}, nil
 	}
 	var next lease.Lease
 	err := d.cfg.Store.Update(ctx, func(tx Tx) error {
@@ -517,10 +575,10 @@ func (d *Decider) replay(ctx context.Context, s situation, caller identity.Calle
 		})
 	})
 	if err != nil {
-		return Answer{}, err
+		return done{}, err
 	}
 	d.cfg.Metrics.Leases.WithLabelValues(next.Kind, lease.EndReissued).Inc()
-	return d.mint(ctx, r.Answer, next, s.act)
+	return done{r.Answer, &next, s.act}, nil
 }
 
 // confirmation is the key that a credential for the caller is bound to, nil for none.
@@ -537,14 +595,8 @@ func facts(s session.Session) policy.SessionFacts {
 		f.Task = map[string]any{"text": s.Task.Text, "source": string(s.Task.Source)}
 	}
 	if e := s.Envelope; e != nil {
-		actions, resources := make([]any, len(e.Actions)), make([]any, len(e.Resources))
-		for i, a := range e.Actions {
-			actions[i] = a
-		}
-		for i, r := range e.Resources {
-			resources[i] = map[string]any{"type": r.Type, "id": r.ID}
-		}
-		f.Envelope = map[string]any{"actions": actions, "resources": resources, "source": string(e.Source)}
+		f.Envelope = e.Document()
+		f.Envelope["source"] = string(e.Source)
 	}
 	return f
 }

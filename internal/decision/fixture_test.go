@@ -51,6 +51,7 @@ type fixture struct {
 	*decision.Decider
 	t      *testing.T
 	url    string // of the store
+	cfg    decision.Config
 	dir    string
 	store  *sqlstore.Store
 	signer jose.Signer
@@ -110,6 +111,7 @@ func newFixture(t *testing.T, rego string, change func(*decision.Config)) *fixtu
 	if change != nil {
 		change(&cfg)
 	}
+	f.cfg = cfg
 	f.Decider = decision.New(cfg)
 
 	running, stop := context.WithCancel(ctx)
@@ -117,6 +119,17 @@ func newFixture(t *testing.T, rego string, change func(*decision.Config)) *fixtu
 	go func() { done <- approvals.Run(running) }()
 	t.Cleanup(func() { stop(); f.must(<-done) })
 	return f
+}
+
+// replica is another Decider over the same state, as another process has it.
+func (f *fixture) replica() *decision.Decider {
+	f.t.Helper()
+	store, err := sqlstore.Open(context.Background(), sqlstore.Config{URL: f.url, Root: sqlstore.RootKey{1}, Logger: slog.New(slog.DiscardHandler)})
+	f.must(err)
+	f.t.Cleanup(func() { f.must(store.Close()) })
+	cfg := f.cfg
+	cfg.Store = sqlstore.For[decision.Tx](store)
+	return decision.New(cfg)
 }
 
 func (f *fixture) must(err error) {

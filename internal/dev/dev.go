@@ -172,6 +172,10 @@ func (d *Dev) serverConfig(cfg Config) (config.Config, error) {
 			BindingMessage: config.BindingMessage{MaxLength: 200, Charset: "text"},
 		},
 		Signals: &config.Signals{Audience: Audience},
+		SignIn: &config.SignIn{
+			ClientID: "writ", ClientSecretFile: filepath.Join(cfg.Dir, "ciba-client-secret"), ClientAuth: "client_secret_basic",
+			Scopes: []string{"openid", "profile", "email", "groups"},
+		},
 	}}
 	c.Minters = map[string]config.Minter{}
 	for name, scopes := range minters {

@@ -25,6 +25,14 @@ var ocsfKinds = map[audit.Kind]mapping{
 	audit.SessionEnded:  {ocsfDelete, 1, 1},
 	audit.SignedOut:     {ocsfDelete, 1, 1},
 
+	audit.SignInOpened:    {ocsfCreate, 1, 1},
+	audit.SignInSignedIn:  {ocsfUpdate, 1, 1},
+	audit.SignInConsented: {ocsfUpdate, 1, 1},
+	audit.SignInDeclined:  {ocsfDelete, 2, 2},
+	audit.SignInCompleted: {ocsfUpdate, 1, 1},
+
+	audit.SessionEnvelope: {ocsfUpdate, 1, 1},
+
 	audit.DecisionAllow:       {ocsfOther, 1, 1},
 	audit.DecisionDeny:        {ocsfOther, 2, 2},
 	audit.DecisionRequireCIBA: {ocsfOther, 1, 99},

@@ -23,6 +23,7 @@ const (
 	Forbidden            Code = "forbidden"              // verified, but not allowed to do this
 	NotFound             Code = "not_found"              // no such thing, or not the caller's
 	MethodNotAllowed     Code = "method_not_allowed"     // the route exists with another method
+	LoginRequired        Code = "login_required"         // the user has not signed in and consented yet
 	SessionEnded         Code = "session_ended"          // the session is over
 	IdempotencyConflict  Code = "idempotency_conflict"   // the key was used with another body
 	LeaseEnded           Code = "lease_ended"            // a retry of a decision whose credential is gone

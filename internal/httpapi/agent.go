@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"time"
 
@@ -110,11 +111,19 @@ type sessionBody struct {
 	Task         string        `json:"task"`
 	Envelope     *envelopeBody `json:"envelope"`
 	ExpiresIn    *int          `json:"expires_in"` // seconds
+	RedirectURI  *string       `json:"redirect_uri"`
+	State        *string       `json:"state"`
+	SignIn       *signInBody   `json:"sign_in"`
 }
 
 type envelopeBody struct {
 	Actions   []string                  `json:"actions"`
 	Resources []session.ResourcePattern `json:"resources"`
+	Limits    map[string]int64          `json:"limits"`
+}
+
+func (b envelopeBody) envelope() session.Envelope {
+	return session.Envelope{Actions: b.Actions, Resources: b.Resources, Limits: b.Limits}
 }
 
 func (a *API) openSession(w http.ResponseWriter, r *http.Request) error {
@@ -125,26 +134,25 @@ func (a *API) openSession(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(w, r, &b); err != nil {
 		return err
 	}
-	subject, err := optional("/subject_token", b.SubjectToken)
+	q, err := a.sessionRequest(b)
 	if err != nil {
 		return err
 	}
-	c, err := a.callerWith(r, subject)
+	c, err := a.callerWith(r, q.subject)
 	if err != nil {
 		return err
 	}
-	spec := session.Spec{Task: b.Task}
-	if n := b.ExpiresIn; n != nil {
-		longest := int(a.Sessions.Settings.MaxAge.Seconds())
-		if *n < 1 || *n > longest {
-			return fault.Invalid("/expires_in", "expected 1 to %d seconds", longest)
-		}
-		spec.Age = time.Duration(*n) * time.Second
+	var s session.Session
+	switch {
+	case b.SignIn != nil:
+		s, err = a.completeSignIn(r, c, *b.SignIn)
+	case c.User == nil && a.SignIns != nil:
+		return a.openSignIn(w, r, c, q)
+	case q.redirectURI != "" || q.state != "":
+		return errNoSignIn
+	default:
+		s, err = a.Sessions.Open(r.Context(), c, q.spec)
 	}
-	if b.Envelope != nil {
-		spec.Envelope = &session.Envelope{Actions: b.Envelope.Actions, Resources: b.Envelope.Resources}
-	}
-	s, err := a.Sessions.Open(r.Context(), c, spec)
 	if err != nil {
 		return err
 	}
@@ -186,14 +194,22 @@ type sessionView struct {
 	Envelope  *session.Envelope `json:"envelope,omitempty"`
 	StartedAt time.Time         `json:"started_at"`
 	EndsAt    time.Time         `json:"ends_at"`
+	IdleAt    *time.Time        `json:"idle_at,omitempty"`
+	Labels    []string          `json:"labels"`
+	Counters  map[string]int64  `json:"counters"`
 	EndReason string            `json:"end_reason,omitempty"`
 }
 
 func viewSession(s session.Session, alive bool) sessionView {
 	v := sessionView{
 		Session: s.ID, Status: "active", User: s.User.Ref, Agent: s.Agent, Task: s.Task, Envelope: s.Envelope,
-		StartedAt: s.StartedAt, EndsAt: s.EndsAt, EndReason: s.EndReason,
+		StartedAt: s.StartedAt, EndsAt: s.EndsAt, EndReason: s.EndReason, Labels: []string{}, Counters: map[string]int64{},
 	}
+	if !s.IdleAt.IsZero() {
+		v.IdleAt = &s.IdleAt
+	}
+	v.Labels = append(v.Labels, s.Labels...)
+	maps.Copy(v.Counters, s.Counters)
 	if !alive {
 		v.Status = "ended"
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/writsec/writ/internal/policy"
 	"github.com/writsec/writ/internal/revocation"
 	"github.com/writsec/writ/internal/session"
+	"github.com/writsec/writ/internal/signin"
 	"github.com/writsec/writ/internal/telemetry"
 )
 
@@ -34,6 +35,7 @@ type Config struct {
 	Identity  *identity.Verifier
 	Decider   *decision.Decider
 	Sessions  *session.Manager
+	SignIns   *signin.Flow // nil: users can't sign in here
 	Approvals *approval.Engine
 	Revoker   *revocation.Revoker
 	Keys      *minter.Keys
@@ -100,6 +102,7 @@ func New(cfg Config) chi.Router {
 		r.Post("/decide", a.handle(a.decide))
 		r.Post("/v1/decide", a.handle(a.decide))
 		r.Post("/sessions", a.handle(a.openSession))
+		r.Post("/sessions/{id}/envelope", a.handle(a.changeEnvelope))
 		r.Post("/decisions/{id}/outcome", a.handle(a.reportOutcome))
 		r.Get("/approvals/{id}", a.handle(a.getApproval))
 	})
@@ -112,6 +115,15 @@ func New(cfg Config) chi.Router {
 		r.Get("/.well-known/jwks.json", a.handle(a.jwks))
 		r.Get("/.well-known/oauth-authorization-server", a.handle(a.metadata))
 		r.Get("/openapi.yaml", a.handle(a.openapi))
+	})
+	r.Group(func(r chi.Router) { // pages for people
+		r.Use(a.boundBy(256, a.errorPage))
+		r.Get("/signin/style.css", a.page(a.stylesheet))
+		r.Get("/signin/{token}", a.page(a.showSignIn))
+		r.Post("/signin/{token}", a.page(a.startSignIn))
+		r.Get("/callback", a.page(a.callback))
+		r.Get("/consent/{id}", a.page(a.showConsent))
+		r.Post("/consent/{id}", a.page(a.answerConsent))
 	})
 	return r
 }

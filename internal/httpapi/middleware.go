@@ -71,17 +71,27 @@ func (a *API) recoverPanic(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			if v := recover(); v != nil {
-				a.Logger.ErrorContext(r.Context(), "panic", "value", fmt.Sprint(v), "stack", string(debug.Stack()))
-				writeProblem(w, r, a.Logger, fault.New(fault.Internal, "the log has the cause under this request_id"))
+				writeProblem(w, r, a.Logger, a.panicked(r, v))
 			}
 		}()
 		next.ServeHTTP(w, r)
 	})
 }
 
+// panicked logs a panic and makes an error of it.
+func (a *API) panicked(r *http.Request, v any) error {
+	a.Logger.ErrorContext(r.Context(), "panic", "value", fmt.Sprint(v), "stack", string(debug.Stack()))
+	return fault.New(fault.Internal, "the log has the cause under this request_id")
+}
+
 // bound lets n requests run at a time: each can hold memory for its body and, if it
 // waits, for long.
 func (a *API) bound(n int) func(http.Handler) http.Handler {
+	return a.boundBy(n, func(w http.ResponseWriter, r *http.Request, err error) { writeProblem(w, r, a.Logger, err) })
+}
+
+// boundBy is bound with a way of its own to refuse.
+func (a *API) boundBy(n int, refuse func(http.ResponseWriter, *http.Request, error)) func(http.Handler) http.Handler {
 	slots := make(chan struct{}, n)
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -90,7 +100,7 @@ func (a *API) bound(n int) func(http.Handler) http.Handler {
 				defer func() { <-slots }()
 				next.ServeHTTP(w, r)
 			default:
-				writeProblem(w, r, a.Logger, &fault.Error{
+				refuse(w, r, &fault.Error{
 					Code: fault.Overloaded, Detail: "too many requests at a time", RetryAfter: time.Second,
 				})
 			}

@@ -32,6 +32,7 @@ var problemKinds = map[fault.Code]struct {
 	fault.Forbidden:            {http.StatusForbidden, "Not allowed"},
 	fault.NotFound:             {http.StatusNotFound, "No such thing"},
 	fault.MethodNotAllowed:     {http.StatusMethodNotAllowed, "The route has no such method"},
+	fault.LoginRequired:        {http.StatusConflict, "The user has not consented yet"},
 	fault.SessionEnded:         {http.StatusConflict, "The session is over"},
 	fault.IdempotencyConflict:  {http.StatusConflict, "The Idempotency-Key was used for another request"},
 	fault.LeaseEnded:           {http.StatusConflict, "The credential of this decision has ended"},
@@ -63,20 +64,8 @@ type problemField struct {
 
 // writeProblem answers with what the caller may know of err and logs the rest.
 func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err error) {
-	gone := errors.Is(err, context.Canceled) && r.Context().Err() != nil
-	if gone { // the client left, and nobody reads the answer
-		err = fault.Wrap(fault.NotReady, err, "the request was abandoned")
-	}
-	f, ok := errors.AsType[*fault.Error](err)
-	if !ok {
-		f = fault.Wrap(fault.Internal, err, "the log has the cause under this request_id")
-	}
+	f := refusal(r, log, err)
 	kind := problemKinds[f.Code]
-	level := slog.LevelInfo
-	if kind.status >= 500 && !gone {
-		level = slog.LevelError
-	}
-	log.Log(r.Context(), level, "request refused", "code", f.Code, "path", r.URL.Path, "error", err)
 	p := problem{
 		Type: ProblemBase + string(f.Code), Title: kind.title, Status: kind.status, Detail: f.Detail, Code: f.Code,
 		RequestID: telemetry.RequestID(r.Context()),
@@ -98,15 +87,42 @@ func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err 
 	case fault.InvalidClient:
 		h.Set("WWW-Authenticate", `Basic realm="writ"`)
 	}
-	switch kind.status {
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		wait := max(f.RetryAfter, time.Second)
-		h.Set("Retry-After", strconv.Itoa(int((wait+time.Second-1)/time.Second)))
-	}
+	retryAfter(h, f)
 	h.Set("Cache-Control", "no-store") // also where the handler had promised more
 	h.Set("Content-Type", "application/problem+json")
 	w.WriteHeader(kind.status)
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
 	_ = e.Encode(p) // the client is gone if this fails
+}
+
+// refusal is what the caller may know of err; the log gets the rest.
+func refusal(r *http.Request, log *slog.Logger, err error) *fault.Error {
+	gone := errors.Is(err, context.Canceled) && r.Context().Err() != nil
+	if gone { // the client left, and nobody reads the answer
+		err = fault.Wrap(fault.NotReady, err, "the request was abandoned")
+	}
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok {
+		f = fault.Wrap(fault.Internal, err, "the log has the cause under this request_id")
+	}
+	level := slog.LevelInfo
+	if problemKinds[f.Code].status >= 500 && !gone {
+		level = slog.LevelError
+	}
+	path := r.URL.Path
+	if strings.HasPrefix(path, signInPath) { // the rest is a secret
+		path = signInPath + "…"
+	}
+	log.Log(r.Context(), level, "request refused", "code", f.Code, "path", path, "error", err)
+	return f
+}
+
+// retryAfter says when to come back, where that helps.
+func retryAfter(h http.Header, f *fault.Error) {
+	switch problemKinds[f.Code].status {
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		wait := max(f.RetryAfter, time.Second)
+		h.Set("Retry-After", strconv.Itoa(int((wait+time.Second-1)/time.Second)))
+	}
 }

@@ -43,6 +43,7 @@ var idpKey, _ = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 type world struct {
 	m      *testing.M
 	dev    *dev.Dev
+	dir    string // of its data
 	spec   *openapi3.T
 	routes chi.Routes
 	client *http.Client
@@ -76,6 +77,7 @@ func (x *world) run() (code int, err error) {
 		return 1, err
 	}
 	defer os.RemoveAll(dir)
+	x.dir = dir
 	if x.spec, err = openapi3.NewLoader().LoadFromData(httpapi.OpenAPI); err != nil {
 		return 1, err
 	}

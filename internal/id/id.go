@@ -20,6 +20,7 @@ const (
 	Approval Kind = "apr"
 	Lease    Kind = "lea"
 	Request  Kind = "req"
+	SignIn   Kind = "sin"
 )
 
 // base32hex keeps the byte order, which standard base32 does not.

@@ -29,6 +29,9 @@ type Resource struct {
 	Properties map[string]any `json:"properties,omitempty"`
 }
 
+// Reserved is how the actions begin that only Writ itself asks policy about.
+const Reserved = "writ."
+
 const (
 	maxName    = 128
 	maxID      = 512

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/open-policy-agent/opa/v1/bundle"
 	"go.uber.org/goleak"
 
@@ -467,5 +468,40 @@ ops := x if {
 		if line := fmt.Sprintf("writ_policy_failures_total{reason=%q} %d\n", code, want); !strings.Contains(rec.Body.String(), line) {
 			t.Errorf("no %s", line)
 		}
+	}
+}
+
+// The window is written as people write it.
+func TestRecentInTheInput(t *testing.T) {
+	t.Parallel()
+	for window, want := range map[time.Duration]string{
+		24 * time.Hour: "24h", 90 * time.Minute: "1h30m", time.Minute: "1m", 90 * time.Second: "1m30s", 10 * time.Second: "10s", time.Hour + time.Second: "1h0m1s",
+	} {
+		in := policy.Input{Recent: policy.RecentFacts{Window: window, Labels: []string{"a"}, Counters: map[string]int64{"n": 1 << 60}}}
+		got := in.Document()["recent"]
+		if d := cmp.Diff(map[string]any{"window": want, "labels": []any{"a"}, "counters": map[string]any{"n": json.Number("1152921504606846976")}}, got); d != "" {
+			t.Errorf("%v (-want +got):\n%s", window, d)
+		}
+	}
+}
+
+// What was kept before there was a window is decided again as what it was: a request
+// with nothing left on its pair.
+func TestReplayOfAnInputWithoutRecent(t *testing.T) {
+	t.Parallel()
+	e, _ := newEngine(t, repository, nil)
+	if err := e.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	in := crmRead()
+	in.Time = time.Now()
+	doc := in.Document()
+	delete(doc, "recent")
+	kept, err := json.Marshal(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := e.Replay(t.Context(), kept); err != nil || r.Effect != policy.Allow {
+		t.Errorf("got %+v, %v; want allow", r, err)
 	}
 }

@@ -3,6 +3,7 @@ package policy
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -16,6 +17,7 @@ type Input struct {
 	User     identity.Principal
 	Agent    identity.Principal
 	Session  SessionFacts
+	Recent   RecentFacts
 	Intent   intent.Intent
 	Resource intent.Resource
 	Context  map[string]any
@@ -33,6 +35,14 @@ type SessionFacts struct {
 	Labels    []string
 	Counters  map[string]int64
 	StartedAt time.Time
+}
+
+// RecentFacts is what was left on the pair of user and agent, in all its sessions,
+// within a window of time.
+type RecentFacts struct {
+	Window   time.Duration
+	Labels   []string
+	Counters map[string]int64
 }
 
 // Approval is one human yes.
@@ -59,6 +69,9 @@ func (in Input) Document() map[string]any {
 		"user":    principal(in.User),
 		"agent":   principal(in.Agent),
 		"session": session,
+		"recent": map[string]any{
+			"window": span(in.Recent.Window), "labels": list(in.Recent.Labels), "counters": counters(in.Recent.Counters),
+		},
 		"intent": map[string]any{
 			"action": in.Intent.Action, "parameters": object(in.Intent.Parameters), "purpose": in.Intent.Purpose,
 		},
@@ -127,4 +140,16 @@ func counters(m map[string]int64) map[string]any {
 		out[k] = json.Number(fmt.Sprint(v))
 	}
 	return out
+}
+
+// span writes a duration without the parts that are zero, such as 24h.
+func span(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }

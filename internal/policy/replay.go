@@ -24,6 +24,9 @@ func (e *Engine) Replay(ctx context.Context, input []byte) (Result, error) {
 	if err := d.Decode(&doc); err != nil {
 		return Result{}, fmt.Errorf("read kept input: %w", err)
 	}
+	if _, ok := doc["recent"]; !ok { // of a version that had none
+		doc["recent"] = map[string]any{"window": "0s", "labels": []any{}, "counters": map[string]any{}}
+	}
 	env, _ := doc["env"].(map[string]any)
 	text, _ := env["time"].(string)
 	at, err := time.Parse(time.RFC3339Nano, text)

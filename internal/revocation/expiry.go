@@ -14,7 +14,8 @@ import (
 )
 
 // Expirer records the end of leases and sessions whose time is over, and forgets
-// old idempotency keys. Nothing depends on its speed: leases and sessions are
+// old idempotency keys, sign-ins and what was left on pairs long enough ago. Nothing
+// depends on its speed: leases and sessions are
 // refused by their time alone.
 type Expirer struct {
 	*Revoker
@@ -29,6 +30,10 @@ const (
 	expireBatch = 100
 	// keyAge outlives every lease and approval that a retry could be about.
 	keyAge = 24 * time.Hour
+	// signInAge is for those who come late to be told so; the log has the rest.
+	signInAge = 24 * time.Hour
+	// scopeAge outlives every decision that could have read a scope's version.
+	scopeAge = 24 * time.Hour
 )
 
 // Run works until ctx ends.
@@ -95,7 +100,11 @@ func (e *Expirer) expireSessions(ctx context.Context) (more bool, err error) {
 			return err
 		}
 		for _, s := range sessions {
-			if err := t.end(ctx, tx, s, "expired", identity.Ref{}); err != nil {
+			reason := "expired"
+			if tx.Now().Before(s.EndsAt) {
+				reason = "idle"
+			}
+			if err := t.end(ctx, tx, s, reason, identity.Ref{}); err != nil {
 				return err
 			}
 		}
@@ -115,7 +124,13 @@ func (e *Expirer) forget(ctx context.Context) (more bool, err error) {
 		if err != nil {
 			return err
 		}
-		for _, drop := range []func(context.Context, int) (int64, error){tx.ForgetSpent, tx.ForgetSignOuts} {
+		forgetSignIns := func(ctx context.Context, limit int) (int64, error) {
+			return tx.ForgetSignIns(ctx, tx.Now().Add(-signInAge), limit)
+		}
+		forgetReservations := func(ctx context.Context, limit int) (int64, error) {
+			return tx.ForgetReservations(ctx, tx.Now().Add(-scopeAge), limit)
+		}
+		for _, drop := range []func(context.Context, int) (int64, error){tx.ForgetSpent, tx.ForgetSignOuts, forgetSignIns, forgetReservations} {
 			n, err := drop(ctx, expireBatch)
 			if err != nil {
 				return err

@@ -41,7 +41,8 @@ type Tx interface {
 	// HoldDecision waits for a retry of a decision that may be replacing its lease, and
 	// keeps others out until the commit.
 	HoldDecision(ctx context.Context, id string) error
-	// DueSessions lists sessions whose time is over and that are not marked ended.
+	// DueSessions lists sessions whose time, or idle time, is over and that are not marked
+	// ended.
 	DueSessions(ctx context.Context, limit int) ([]session.Session, error)
 	// ForgetReplays drops idempotency keys that were first used before a time, and says
 	// how many.
@@ -50,8 +51,13 @@ type Tx interface {
 	// approvals and leases, unless one of these has not ended. It does a bounded part of
 	// the work, and says how many sessions it was at.
 	ForgetSessions(ctx context.Context, before time.Time, limit int) (int64, error)
+	// ForgetReservations drops what is over of what was left on pairs, and versions that
+	// last changed before a time of pairs that nothing is left on.
+	ForgetReservations(ctx context.Context, before time.Time, limit int) (int64, error)
 	// ForgetInputs drops what decisions before a time were made on.
 	ForgetInputs(ctx context.Context, before time.Time, limit int) (int64, error)
+	// ForgetSignIns drops sign-ins whose time was over before a time.
+	ForgetSignIns(ctx context.Context, before time.Time, limit int) (int64, error)
 }
 
 // Store runs transactions.

@@ -309,7 +309,7 @@ func TestEndRacesWithDecisions(t *testing.T) {
 					t.Error(err)
 				}
 				_ = w.Update(ctx, func(tx *sqlstore.Tx) error {
-					if err := session.Settle(ctx, tx, s, nil, map[string]int64{"n": 1}); err != nil {
+					if err := session.Settle(ctx, tx, s, session.Settings{Window: time.Hour}, session.Settlement{Marks: session.Marks{Counters: map[string]int64{"n": 1}}}); err != nil {
 						return err
 					}
 					l := lease.New(lease.Grant{Kind: "jwt", TTL: time.Minute}, s.ID, s.EndsAt, "dec", intent.Act{User: alice.Ref, Agent: x.Ref}, "h", tx.Now())

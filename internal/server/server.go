@@ -111,7 +111,13 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	})
 	uses := &lease.Uses{Store: sqlstore.For[audit.Tx](s.store), Logger: log}
 	revoker := &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics}
-	settings := session.Settings{DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge}
+	settings := session.Settings{
+		DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge, Idle: cfg.Sessions.Idle, Window: cfg.Sessions.Window,
+	}
+	signIns, err := newSignIn(cfg, s.identity, s.store, settings)
+	if err != nil {
+		return nil, err
+	}
 	handler := httpapi.New(httpapi.Config{
 		Identity: s.identity,
 		Decider: decision.New(decision.Config{
@@ -119,6 +125,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 			Providers: providers, Minters: newMinters(cfg, keys), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
 			PromptLife: cfg.Approvals.ExpiresIn, MaxPending: cfg.Approvals.MaxPending, Keeper: keeper, Halted: s.stuck.Load, Metrics: metrics, Logger: log,
 		}),
+		SignIns:   signIns,
 		Sessions:  &session.Manager{Store: sqlstore.For[session.Tx](s.store), Settings: settings},
 		Approvals: approvals,
 		Revoker:   revoker,
@@ -325,6 +332,9 @@ func newIdentity(ctx context.Context, cfg config.Config, store *sqlstore.Store, 
 		if is.CIBA != nil {
 			out.IDTokenAlgorithms = is.CIBA.Algorithms
 			out.OwnClients = append(out.OwnClients, is.CIBA.ClientID)
+		}
+		if is.SignIn != nil {
+			out.OwnClients = append(out.OwnClients, is.SignIn.ClientID)
 		}
 		if is.Operator != nil {
 			out.Operators = identity.Operators(*is.Operator)

@@ -3,10 +3,12 @@
 package session
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
-	"maps"
-	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -14,32 +16,22 @@ import (
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/id"
 	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/reservation"
 )
 
 // Source says whose word something is.
 type Source string
 
-// SourceAgent marks what only the agent said.
-const SourceAgent Source = "agent"
+// The sources.
+const (
+	SourceAgent Source = "agent" // only the agent said so
+	SourceUser  Source = "user"  // the user consented to it
+)
 
 // Task is what the user wants done.
 type Task struct {
 	Text   string `json:"text"`
 	Source Source `json:"source"`
-}
-
-// Envelope is what the session declared it will need. Patterns are globs, in
-// actions with "." as the separator.
-type Envelope struct {
-	Actions   []string          `json:"actions"`
-	Resources []ResourcePattern `json:"resources"`
-	Source    Source            `json:"source"`
-}
-
-// ResourcePattern matches resources of one type whose id matches a glob.
-type ResourcePattern struct {
-	Type string `json:"type"`
-	ID   string `json:"id"`
 }
 
 // Session is one session. Version grows with every change of what a decision
@@ -60,15 +52,33 @@ type Session struct {
 	// SignedOut is when the user, or the login that the session is of, was last signed
 	// out; zero for never.
 	SignedOut time.Time
+	// IdleAt is when it ends because nothing was decided in it for so long; zero never.
+	IdleAt time.Time
+	// Scope is what its user and agent share over all their sessions, and ScopeVersion
+	// grows with every mark that is left there.
+	Scope        string
+	ScopeVersion int64
 }
 
 // Alive reports whether s can still carry decisions at now.
 func (s Session) Alive(now time.Time) bool {
-	return s.EndedAt.IsZero() && now.Before(s.EndsAt) && !s.IsSignedOut()
+	idle := !s.IdleAt.IsZero() && !now.Before(s.IdleAt)
+	return s.EndedAt.IsZero() && now.Before(s.EndsAt) && !idle && !s.IsSignedOut()
 }
 
 // IsSignedOut reports whether the user signed out since the session's token.
 func (s Session) IsSignedOut() bool { return !s.User.Believed(s.SignedOut) }
+
+// ScopeOf names what a user and an agent share. It is a digest because whoever
+// chooses the names must not be able to make two pairs look like one.
+func ScopeOf(user, agent identity.Ref) string {
+	b, err := json.Marshal([]string{user.Issuer, user.ID, agent.Issuer, agent.ID})
+	if err != nil {
+		panic(err) // strings always have a JSON form
+	}
+	sum := sha256.Sum256(b)
+	return "pair:" + hex.EncodeToString(sum[:])
+}
 
 // BelongsTo reports whether the caller may know that s exists: it is the agent's
 // own, and of the user that the caller brings, if it brings one.
@@ -80,6 +90,10 @@ func (s Session) BelongsTo(c identity.Caller) bool {
 type Settings struct {
 	DefaultAge time.Duration
 	MaxAge     time.Duration
+	// Idle is how long a session lives without a decision; zero as long as its age.
+	Idle time.Duration
+	// Window is how long marks stay on a pair of user and agent.
+	Window time.Duration
 }
 
 // Spec is what an opener asks for.
@@ -87,14 +101,11 @@ type Spec struct {
 	Task     string
 	Envelope *Envelope
 	Age      time.Duration // zero: the default
+	// Source says whose word task and envelope are; "" is the agent's.
+	Source Source
 }
 
-// The limits of what an opener can declare.
-const (
-	maxTask     = 2048
-	maxPatterns = 64
-	maxPattern  = 512
-)
+const maxTask = 2048 // characters
 
 // Check holds the spec to its limits.
 func (s Spec) Check(limits Settings) error {
@@ -107,25 +118,7 @@ func (s Spec) Check(limits Settings) error {
 	if s.Envelope == nil {
 		return nil
 	}
-	e := s.Envelope
-	if len(e.Actions) == 0 || len(e.Actions) > maxPatterns {
-		return fault.Invalid("/envelope/actions", "expected 1 to %d patterns", maxPatterns)
-	}
-	if len(e.Resources) == 0 || len(e.Resources) > maxPatterns {
-		return fault.Invalid("/envelope/resources", "expected 1 to %d patterns", maxPatterns)
-	}
-	bad := func(p string) bool { return p == "" || len(p) > maxPattern }
-	for _, a := range e.Actions {
-		if bad(a) {
-			return fault.Invalid("/envelope/actions", "a pattern has 1 to %d bytes", maxPattern)
-		}
-	}
-	for _, r := range e.Resources {
-		if bad(r.Type) || bad(r.ID) {
-			return fault.Invalid("/envelope/resources", "type and id have 1 to %d bytes", maxPattern)
-		}
-	}
-	return nil
+	return s.Envelope.Check()
 }
 
 // New makes the session that spec asks for. It lives once Open has stored it.
@@ -136,14 +129,18 @@ func New(user identity.Principal, agent identity.Ref, spec Spec, limits Settings
 	}
 	s := Session{
 		ID: id.New(id.Session), Version: 1, User: user, Agent: agent,
-		StartedAt: now, EndsAt: now.Add(age), Counters: map[string]int64{},
+		StartedAt: now, EndsAt: now.Add(age), Counters: map[string]int64{}, Scope: ScopeOf(user.Ref, agent),
 	}
+	if limits.Idle > 0 {
+		s.IdleAt = now.Add(limits.Idle)
+	}
+	source := cmp.Or(spec.Source, SourceAgent)
 	if spec.Task != "" {
-		s.Task = &Task{Text: spec.Task, Source: SourceAgent}
+		s.Task = &Task{Text: spec.Task, Source: source}
 	}
 	if spec.Envelope != nil {
 		e := *spec.Envelope
-		e.Source = SourceAgent
+		e.Source = source
 		s.Envelope = &e
 	}
 	return s
@@ -155,16 +152,21 @@ var ErrChanged = errors.New("session changed since it was read")
 // Tx is what sessions need of a transaction.
 type Tx interface {
 	audit.Tx
-	Now() time.Time
+	reservation.Tx
 	InsertSession(ctx context.Context, s Session) error
 	// Session returns fault.NotFound for an unknown id.
 	Session(ctx context.Context, id string) (Session, error)
-	// UpdateSession stores labels, counters and end, and increments the version, if
-	// it is still s.Version; otherwise ErrChanged. touch false only checks.
+	// UpdateSession stores labels, counters, envelope, idle end and end of a session that
+	// has not ended, if it is still at s.Version; otherwise ErrChanged. touch increments
+	// the version.
 	UpdateSession(ctx context.Context, s Session, touch bool) error
 	// SignedOut is when the user, or the login sid of theirs, was last signed out; zero
 	// for never.
 	SignedOut(ctx context.Context, user identity.Ref, sid string) (time.Time, error)
+	// CheckSession fails with ErrChanged unless the session has not ended, is still at
+	// s.Version, and its scope at s.ScopeVersion. Until the commit it stays so, but for
+	// the scope, of which it is true at the moment of the check.
+	CheckSession(ctx context.Context, s Session) error
 }
 
 // Believe refuses a caller whose tokens are from before a sign-out.
@@ -226,39 +228,6 @@ func Find(ctx context.Context, tx Tx, sessionID string, c identity.Caller) (Sess
 }
 
 func notFound() error { return fault.New(fault.NotFound, "no such session of this agent and user") }
-
-// Settle leaves a decision's marks on the session, and in any case fails with
-// ErrChanged if the session is no longer what the decision was made on, or is over.
-func Settle(ctx context.Context, tx Tx, s Session, labels []string, counters map[string]int64) error {
-	if !s.Alive(tx.Now()) {
-		return ErrChanged
-	}
-	next := s
-	next.Labels = union(s.Labels, labels)
-	next.Counters = maps.Clone(s.Counters)
-	if next.Counters == nil {
-		next.Counters = map[string]int64{}
-	}
-	changed := len(next.Labels) != len(s.Labels)
-	for name, amount := range counters {
-		if amount == 0 {
-			continue
-		}
-		sum := next.Counters[name] + amount
-		if sum < 0 { // over int64: never wrap round to "nothing spent"
-			return fault.New(fault.Internal, "counter overflow")
-		}
-		next.Counters[name] = sum
-		changed = true
-	}
-	return tx.UpdateSession(ctx, next, changed)
-}
-
-func union(a, b []string) []string {
-	out := slices.Concat(a, b)
-	slices.Sort(out)
-	return slices.Compact(out)
-}
 
 // End ends a live session for the reason given. Its leases and approvals are the
 // caller's to end in the same transaction. Ending twice changes nothing.

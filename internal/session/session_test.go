@@ -25,7 +25,7 @@ var (
 	bob    = identity.Principal{Ref: identity.Ref{Issuer: "https://idp.example", ID: "bob"}}
 	agent  = identity.Principal{Ref: identity.Ref{Issuer: "https://idp.example", ID: "crm-agent"}}
 	noon   = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-	limits = session.Settings{DefaultAge: time.Hour, MaxAge: 8 * time.Hour}
+	limits = session.Settings{DefaultAge: time.Hour, MaxAge: 8 * time.Hour, Window: 24 * time.Hour}
 )
 
 type world struct {
@@ -71,7 +71,13 @@ func (w *world) get(id string) session.Session {
 
 func (w *world) settle(s session.Session, labels []string, counters map[string]int64) error {
 	return w.Update(w.t.Context(), func(tx *sqlstore.Tx) error {
-		return session.Settle(w.t.Context(), tx, s, labels, counters)
+		recent, err := session.ReadRecent(w.t.Context(), tx, s)
+		if err != nil {
+			return err
+		}
+		return session.Settle(w.t.Context(), tx, s, limits, session.Settlement{
+			Recent: recent, Marks: session.Marks{Labels: labels, Counters: counters},
+		})
 	})
 }
 

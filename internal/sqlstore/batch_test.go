@@ -191,7 +191,7 @@ func TestLeavingRaces(t *testing.T) {
 					if err != nil {
 						return err
 					}
-					return session.Settle(ctx, tx, got, nil, map[string]int64{"n": 1})
+					return session.Settle(ctx, tx, got, session.Settings{Window: time.Hour}, session.Settlement{Marks: session.Marks{Counters: map[string]int64{"n": 1}}})
 				})
 				cancel()
 				if err == nil {

@@ -29,14 +29,14 @@ type dialect struct {
 	// locks of another kind, which queue fairly: decisions share them, and who ends
 	// sessions holds them alone.
 	shareSession string // by id $1
-	sharedCheck  string // the same with the check of id $1 at version $2
+	sharedCheck  string // the same with the check of id $1 at version $2, and of its scope $3 at version $4
 	holdSessions string // of a condition
 }
 
 var sqliteDialect = dialect{
 	goose:       goose.DialectSQLite3,
 	types:       strings.NewReplacer(),
-	sharedCheck: `SELECT 1 FROM sessions WHERE id = $1 AND version = $2 AND ended_at = 0`,
+	sharedCheck: `SELECT 1 FROM sessions WHERE id = $1 AND version = $2 AND ended_at = 0 AND ` + scopeCheck,
 }
 
 var postgresDialect = dialect{
@@ -51,12 +51,16 @@ var postgresDialect = dialect{
 	claim:        " FOR NO KEY UPDATE SKIP LOCKED",
 	shareSession: `SELECT pg_advisory_xact_lock_shared(` + sessionBucket + `)`,
 	sharedCheck: `WITH held AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(` + sessionBucket + `))
-		SELECT 1 FROM sessions, held WHERE id = $1 AND version = $2 AND ended_at = 0 FOR SHARE OF sessions`,
+		SELECT 1 FROM sessions, held WHERE id = $1 AND version = $2 AND ended_at = 0 AND ` + scopeCheck + ` FOR SHARE OF sessions`,
 	holdSessions: `SELECT pg_advisory_xact_lock(class, bucket) FROM (
 		SELECT DISTINCT 7719 AS class, (hashtextextended(id, 0) & 63)::int AS bucket FROM sessions WHERE %s ORDER BY bucket) AS buckets`,
 	mutex:  `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`,
 	notify: `SELECT pg_notify('` + channel + `', topic) FROM unnest($1::text[]) AS topic`,
 }
+
+// scopeCheck takes no lock: whoever only checks a scope leaves nothing there that others
+// would have to see.
+const scopeCheck = `COALESCE((SELECT scopes.version FROM scopes WHERE scopes.scope = $3), 0) = $4`
 
 const sessionBucket = `7719, (hashtextextended($1, 0) & 63)::int`
 

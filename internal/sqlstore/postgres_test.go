@@ -360,7 +360,7 @@ func TestFloodDoesNotHoldOffTheKillSwitch(t *testing.T) {
 			g.Go(func() {
 				for ctx.Err() == nil {
 					err := other.Update(f.ctx, func(tx *Tx) error {
-						if err := tx.UpdateSession(f.ctx, s, false); err != nil {
+						if err := tx.CheckSession(f.ctx, s); err != nil {
 							return err
 						}
 						time.Sleep(3 * time.Millisecond) // the rest of a decision

@@ -10,7 +10,7 @@ import (
 )
 
 const sessionColumns = `id, version, user_issuer, user_subject, user_claims, agent_issuer, agent_subject,
-	task, envelope, labels, counters, started_at, ends_at, ended_at, end_reason`
+	task, envelope, labels, counters, started_at, ends_at, ended_at, end_reason, scope, idle_at`
 
 // sessionRead is what a session is read by.
 var sessionRead = sessionColumns + `, ` + signedOut("sessions.user_issuer", "sessions.user_subject", "sessions.user_sid")
@@ -19,43 +19,65 @@ func scanSession(r scanner) (s session.Session, err error) {
 	err = r.Scan(&s.ID, &s.Version, &s.User.Issuer, &s.User.ID, jsonOf(&s.User.Claims), &s.Agent.Issuer, &s.Agent.ID,
 		jsonOf(&s.Task), jsonOf(&s.Envelope), jsonOf(&s.Labels), jsonOf(&s.Counters),
 		timeOf(&s.StartedAt), timeOf(&s.EndsAt), timeOf(&s.EndedAt), &s.EndReason,
-		timeOf(&s.SignedOut))
+		&s.Scope, timeOf(&s.IdleAt), timeOf(&s.SignedOut))
 	return s, err
 }
 
 // InsertSession implements session.Tx.
 func (t *Tx) InsertSession(ctx context.Context, s session.Session) error {
 	return t.insert(ctx, "insert session", `INSERT INTO sessions (`+sessionColumns+`, user_sid)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`,
 		s.ID, s.Version, s.User.Issuer, s.User.ID, asJSON(s.User.Claims), s.Agent.Issuer, s.Agent.ID,
 		asJSON(s.Task), asJSON(s.Envelope), asJSON(s.Labels), asJSON(s.Counters),
-		micros(s.StartedAt), micros(s.EndsAt), micros(s.EndedAt), s.EndReason, s.User.Login())
+		micros(s.StartedAt), micros(s.EndsAt), micros(s.EndedAt), s.EndReason, s.Scope, micros(s.IdleAt), s.User.Login())
 }
 
 // Session implements session.Tx.
 func (t *Tx) Session(ctx context.Context, id string) (session.Session, error) {
-	return one(ctx, t, "read session", scanSession, `SELECT `+sessionRead+` FROM sessions WHERE id = $1`+t.kept(), id)
+	var version int64
+	s, err := one(ctx, t, "read session", func(r scanner) (session.Session, error) {
+		return scanSession(scanMore{r, &version})
+	}, `SELECT `+sessionRead+`, COALESCE((SELECT scopes.version FROM scopes WHERE scopes.scope = sessions.scope), 0)
+		FROM sessions WHERE id = $1`+t.kept(), id)
+	s.ScopeVersion = version
+	if err == nil && s.Scope == "" { // of a binary that had no scopes
+		s.Scope = session.ScopeOf(s.User.Ref, s.Agent)
+		s.ScopeVersion, err = t.ScopeVersion(ctx, s.Scope)
+	}
+	return s, err
 }
+
+// scanMore scans one column more than it is asked for.
+type scanMore struct {
+	scanner
+	last any
+}
+
+// Scan implements scanner.
+func (s scanMore) Scan(dest ...any) error { return s.scanner.Scan(append(dest, s.last)...) }
 
 // UpdateSession implements session.Tx.
 func (t *Tx) UpdateSession(ctx context.Context, s session.Session, touch bool) error {
-	if !touch { // decisions that change nothing need not wait for one another
-		_, ok, err := found(one(ctx, t, "check session", func(r scanner) (n int, err error) { return n, r.Scan(&n) },
-			t.sharedCheck, s.ID, s.Version))
-		if err == nil && !ok {
-			return session.ErrChanged
-		}
-		return err
-	}
 	if t.shareSession != "" {
 		if _, err := t.exec(ctx, "share session", t.shareSession, s.ID); err != nil {
 			return err
 		}
 	}
 	return t.change(ctx, session.ErrChanged, "update session", `
-		UPDATE sessions SET version = version + 1, labels = $1, counters = $2, ended_at = $3, end_reason = $4
-		WHERE id = $5 AND version = $6 AND ended_at = 0`,
-		asJSON(s.Labels), asJSON(s.Counters), micros(s.EndedAt), s.EndReason, s.ID, s.Version)
+		UPDATE sessions SET version = version + $1, labels = $2, counters = $3, envelope = $4, idle_at = $5, ended_at = $6, end_reason = $7
+		WHERE id = $8 AND version = $9 AND ended_at = 0`,
+		flag(touch), asJSON(s.Labels), asJSON(s.Counters), asJSON(s.Envelope), micros(s.IdleAt), micros(s.EndedAt), s.EndReason, s.ID, s.Version)
+}
+
+// CheckSession implements session.Tx. Decisions that change nothing need not wait for
+// one another.
+func (t *Tx) CheckSession(ctx context.Context, s session.Session) error {
+	_, ok, err := found(one(ctx, t, "check session", func(r scanner) (n int, err error) { return n, r.Scan(&n) },
+		t.sharedCheck, s.ID, s.Version, s.Scope, s.ScopeVersion))
+	if err == nil && !ok {
+		return session.ErrChanged
+	}
+	return err
 }
 
 // HoldSession implements revocation.Tx.
@@ -91,10 +113,18 @@ func (t *Tx) LiveSessions(ctx context.Context, user, agent identity.Ref, all boo
 	return some(ctx, t, "list sessions", scanSession, `SELECT `+sessionRead+` FROM sessions WHERE `+where+` ORDER BY id`+t.kept(), args...)
 }
 
-// DueSessions implements revocation.Tx.
+// DueSessions implements revocation.Tx: first those whose time is over, then the idle
+// ones, each found by an index of its own.
 func (t *Tx) DueSessions(ctx context.Context, limit int) ([]session.Session, error) {
-	return some(ctx, t, "list due sessions", scanSession, `SELECT `+sessionRead+` FROM sessions
+	over, err := some(ctx, t, "list due sessions", scanSession, `SELECT `+sessionRead+` FROM sessions
 		WHERE ended_at = 0 AND ends_at <= $1 ORDER BY ends_at LIMIT $2`+t.claimed(), micros(t.now), limit)
+	if err != nil || len(over) == limit {
+		return over, err
+	}
+	idle, err := some(ctx, t, "list idle sessions", scanSession, `SELECT `+sessionRead+` FROM sessions
+		WHERE ended_at = 0 AND idle_at > 0 AND idle_at <= $1 AND ends_at > $1 ORDER BY idle_at LIMIT $2`+t.claimed(),
+		micros(t.now), limit-len(over))
+	return append(over, idle...), err
 }
 
 // ForgetSessions implements revocation.Tx.

@@ -190,6 +190,7 @@ func (f *fixture) session() session.Session {
 		Agent: bot, Task: &session.Task{Text: "tidy", Source: session.SourceAgent},
 		Envelope: &session.Envelope{Actions: []string{"crm.*"}, Resources: []session.ResourcePattern{{Type: "postgres", ID: "*"}}, Source: session.SourceAgent},
 		Labels:   []string{"a"}, Counters: map[string]int64{"paid": 1 << 60}, StartedAt: noon, EndsAt: noon.Add(time.Hour),
+		IdleAt: noon.Add(time.Minute), Scope: session.ScopeOf(alice, bot),
 	}
 	f.in(func(tx *Tx) error { return tx.InsertSession(f.ctx, s) })
 	return s
@@ -231,6 +232,7 @@ func TestSessionIsKeptWhole(t *testing.T) {
 		same(t, s, must(f, get))
 
 		plain := session.Session{ID: id.New(id.Session), Version: 1, User: identity.Principal{Ref: alice}, Agent: bot, StartedAt: noon, EndsAt: noon}
+		plain.Scope = session.ScopeOf(alice, bot)
 		f.in(func(tx *Tx) error { return tx.InsertSession(f.ctx, plain) })
 		same(t, plain, must(f, func(tx *Tx) (session.Session, error) { return tx.Session(f.ctx, plain.ID) }))
 
@@ -252,8 +254,16 @@ func TestSessionChangesOnlyFromTheVersionRead(t *testing.T) {
 		get := func() session.Session {
 			return must(f, func(tx *Tx) (session.Session, error) { return tx.Session(f.ctx, s.ID) })
 		}
-		if err := update(s, false); err != nil || get().Version != 1 {
+		check := func(s session.Session) error {
+			return f.Update(f.ctx, func(tx *Tx) error { return tx.CheckSession(f.ctx, s) })
+		}
+		if err := check(s); err != nil || get().Version != 1 {
 			t.Errorf("a check alone: %v, version %d", err, get().Version)
+		}
+		idle := s
+		idle.IdleAt = noon.Add(2 * time.Minute)
+		if err := update(idle, false); err != nil || get().Version != 1 || !get().IdleAt.Equal(idle.IdleAt) {
+			t.Errorf("the idle end alone: %v, %+v", err, get())
 		}
 		next := s
 		next.Labels, next.Counters = []string{"a", "b"}, map[string]int64{"paid": 7}
@@ -267,6 +277,9 @@ func TestSessionChangesOnlyFromTheVersionRead(t *testing.T) {
 				t.Errorf("from an old version, touch %v: %v", touch, err)
 			}
 		}
+		if err := check(s); !errors.Is(err, session.ErrChanged) {
+			t.Errorf("an old version is checked: %v", err)
+		}
 		next.EndedAt, next.EndReason = noon, "over"
 		if err := update(next, true); err != nil {
 			t.Fatal(err)
@@ -275,6 +288,9 @@ func TestSessionChangesOnlyFromTheVersionRead(t *testing.T) {
 		same(t, next, get())
 		if err := update(next, false); !errors.Is(err, session.ErrChanged) {
 			t.Errorf("an ended session: %v", err)
+		}
+		if err := check(next); !errors.Is(err, session.ErrChanged) {
+			t.Errorf("an ended session is checked: %v", err)
 		}
 	})
 }
@@ -1041,7 +1057,9 @@ func TestParallelWork(t *testing.T) {
 							if err != nil {
 								return err
 							}
-							return session.Settle(f.ctx, tx, got, nil, map[string]int64{fmt.Sprint("c", i): 1, "all": 1})
+							return session.Settle(f.ctx, tx, got, session.Settings{Window: time.Hour}, session.Settlement{
+								Marks: session.Marks{Counters: map[string]int64{fmt.Sprint("c", i): 1, "all": 1}},
+							})
 						})
 						if !errors.Is(err, session.ErrChanged) {
 							if err != nil {
@@ -1145,4 +1163,25 @@ func TestRootKeyIsNeverShown(t *testing.T) {
 			t.Errorf("shown: %s", s)
 		}
 	}
+}
+
+// A session of a binary that knew no scopes has the one of its user and agent.
+func TestSessionOfTheBinaryBefore(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		s := f.session()
+		f.in(func(tx *Tx) error { return tx.AdvanceScope(f.ctx, s.Scope, 0) })
+		f.in(func(tx *Tx) error {
+			_, err := tx.exec(f.ctx, "forget scope", `UPDATE sessions SET scope = '', idle_at = 0 WHERE id = $1`, s.ID)
+			return err
+		})
+		got := must(f, func(tx *Tx) (session.Session, error) { return tx.Session(f.ctx, s.ID) })
+		if got.Scope != session.ScopeOf(alice, bot) || got.ScopeVersion == 0 || !got.IdleAt.IsZero() {
+			t.Errorf("%+v", got)
+		}
+		f.in(func(tx *Tx) error { return tx.CheckSession(f.ctx, got) })
+		got.ScopeVersion--
+		if err := f.Update(f.ctx, func(tx *Tx) error { return tx.CheckSession(f.ctx, got) }); !errors.Is(err, session.ErrChanged) {
+			t.Errorf("a scope that has changed: %v", err)
+		}
+	})
 }

@@ -4,7 +4,8 @@
 #   A request is considered only inside *user's grants ∩ agent's ceiling ∩ session's envelope*. Each of the three holds
 #   patterns, and all are matched alike: an action glob in which `*` stops at a dot, and a resource of literally that
 #   type with an id glob in which `*` stops at a slash. `**` stops at nothing. Values from the request are only
-#   ever matched, never read as patterns.
+#   ever matched, never read as patterns. One act is Writ's own, to ask for another envelope: neither grants nor ceiling
+#   nor the old envelope stand in its way, and the new one is no way around the other two.
 # schemas:
 #   - input: schema.input
 package writ.bounds
@@ -48,6 +49,8 @@ granted if {
 	covers(grant)
 }
 
+granted if asks_for_envelope
+
 agent := registered if {
 	registered := data.writ.agents[input.agent.id]
 	input.agent.issuer == object.get(registered, "issuer", input.agent.issuer)
@@ -55,6 +58,8 @@ agent := registered if {
 
 # A rule of its own, because `not covers(agent.ceiling)` is undefined, and so no deny, for an agent without a ceiling.
 under_ceiling if covers(agent.ceiling)
+
+under_ceiling if asks_for_envelope
 
 enveloped if not "envelope" in object.keys(input.session)
 
@@ -65,6 +70,17 @@ enveloped if covers({
 	"resources": [resource | some resource in input.session.envelope.resources; simple(resource.id)],
 })
 
+enveloped if asks_for_envelope
+
+# Only Writ asks this, and only of the session itself: POST /decide refuses actions that begin with "writ.".
+asks_for_envelope if {
+	input.intent.action == "writ.envelope.widen"
+	input.resource.type == "writ.session"
+	input.resource.id == input.session.id
+}
+
+# METADATA
+# title: Whether a pattern has no glob syntax other than the two wildcards
 simple(pattern) if {
 	is_string(pattern)
 	not regex.match(`[][{}?!\\]`, pattern)
@@ -93,17 +109,27 @@ valid_input if {
 	is_object(input.user.claims)
 	is_object(input.intent.parameters)
 	is_object(input.resource.properties)
-	is_array(input.session.labels)
-	every label in input.session.labels {
+	marks(input.session)
+	marks(input.recent)
+	counts(object.get(input.session, ["envelope", "limits"], {}))
+	is_array(object.get(input, "approvals", []))
+}
+
+marks(left) if {
+	is_array(left.labels)
+	every label in left.labels {
 		is_string(label)
 	}
-	is_object(input.session.counters)
-	every _, counter in input.session.counters {
+	counts(left.counters)
+}
+
+counts(counters) if {
+	is_object(counters)
+	every _, counter in counters {
 		is_number(counter)
 		counter >= 0
 		counter == floor(counter)
 	}
-	is_array(object.get(input, "approvals", []))
 }
 
 text(value) if {

@@ -222,6 +222,8 @@ test_all_bounds_are_told if {
 	outcome(changed, {}, {}) == ["deny", ["agent_unknown", "not_granted", "outside_envelope"]]
 }
 
+open := {"actions": ["**"], "resources": [{"type": "doc.page", "id": "**"}], "source": "agent"}
+
 test_invalid_input[name] if {
 	some name, changes in {
 		"user id": {"/user/id": 1},
@@ -238,6 +240,14 @@ test_invalid_input[name] if {
 		"a counter": {"/session/counters": {"n": "1"}},
 		"a negative counter": {"/session/counters": {"n": -1}},
 		"a broken counter": {"/session/counters": {"n": 0.5}},
+		"recent": {"/recent": []},
+		"recent labels": {"/recent/labels": "untrusted_content"},
+		"a recent counter": {"/recent/counters": {"n": "1"}},
+		"a negative recent counter": {"/recent/counters": {"n": -1}},
+		"limits": {"/session/envelope": object.union(open, {"limits": ["n"]})},
+		"limits of null": {"/session/envelope": object.union(open, {"limits": null})},
+		"a limit": {"/session/envelope": object.union(open, {"limits": {"n": "1"}})},
+		"a negative limit": {"/session/envelope": object.union(open, {"limits": {"n": -1}})},
 		"action": {"/intent/action": ["doc.page.read"]},
 		"parameters": {"/intent/parameters": "x"},
 		"resource type": {"/resource/type": {}},
@@ -253,7 +263,7 @@ test_invalid_input[name] if {
 test_missing_input[path] if {
 	some path in [
 		"user", "user/id", "user/issuer", "user/claims", "agent", "agent/id", "agent/issuer",
-		"session", "session/labels", "session/counters", "intent", "intent/action", "intent/parameters",
+		"session", "session/labels", "session/counters", "recent", "recent/labels", "recent/counters", "intent", "intent/action", "intent/parameters",
 		"resource", "resource/type", "resource/id", "resource/properties",
 	]
 	changed := json.remove(request, [path])

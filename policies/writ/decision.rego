@@ -80,6 +80,15 @@ denials contains {
 	count(credentials) > 1
 }
 
+# A limit holds whatever allows: it is counted as the session's counters would be.
+denials contains {
+	"code": "outside_envelope_limit",
+	"message": sprintf("With this, the session's counter %q would pass the limit of its envelope", [name]),
+} if {
+	some name, limit in input.session.envelope.limits
+	object.get(input.session.counters, name, 0) + counters[name] > limit
+}
+
 denials contains {"code": "no_rule", "message": "No rule allows this"} if {
 	count(bounds.outside) == 0
 	count(members.allow) == 0

@@ -177,6 +177,34 @@ test_allow_in_full if {
 	}
 }
 
+test_envelope_limits[name] if {
+	spend := {"a": {"allow": {object.union(ok, {"counters": {"n": 3}})}}}
+	some name, case in {
+		"up to it": {"limits": {"n": 10}, "n": 7, "rules": spend, "want": ["allow", ["ok"]]},
+		"over it": {"limits": {"n": 10}, "n": 8, "rules": spend, "want": ["deny", ["outside_envelope_limit"]]},
+		"over it at once": {"limits": {"n": 2}, "n": 0, "rules": spend, "want": ["deny", ["outside_envelope_limit"]]},
+		"of another counter": {"limits": {"m": 0}, "n": 8, "rules": spend, "want": ["allow", ["ok"]]},
+		"none": {"limits": {}, "n": 8, "rules": spend, "want": ["allow", ["ok"]]},
+		"an act that counts nothing": {"limits": {"n": 0}, "n": 8, "rules": {"a": {"allow": {ok}}}, "want": ["allow", ["ok"]]},
+		"before a human is asked": {
+			"limits": {"n": 2},
+			"n": 0,
+			"rules": object.union(spend, {"b": {"ask": {sure}}}),
+			"want": ["deny", ["outside_envelope_limit"]],
+		},
+	}
+	asked := fixture.edit(request, {
+		"/session/counters": {"n": case.n},
+		"/session/envelope": {
+			"actions": ["**"],
+			"resources": [{"type": "doc.page", "id": "**"}],
+			"limits": case.limits,
+			"source": "agent",
+		},
+	})
+	brief(decide(asked, case.rules)) == case.want
+}
+
 test_different_credentials_conflict if {
 	other := object.union(key, {"ttl": "2m"})
 	decision := decide(request, {

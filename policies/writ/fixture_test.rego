@@ -10,6 +10,7 @@ request(user, group, agent) := {
 	"user": {"id": user, "issuer": "https://idp.example", "claims": {"groups": [group]}},
 	"agent": {"id": agent, "issuer": "https://idp.example", "claims": {}},
 	"session": {"id": "ses_1", "labels": [], "counters": {}, "started_at": "2026-11-23T08:00:00Z"},
+	"recent": {"window": "24h", "labels": [], "counters": {}},
 	"intent": {"action": "none", "parameters": {}},
 	"resource": {"type": "none", "id": "none", "properties": {}},
 	"context": {},

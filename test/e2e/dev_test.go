@@ -65,7 +65,7 @@ func TestDev(t *testing.T) {
 				lines = append(lines, l)
 			}
 		}
-		if len(lines) != 3 {
+		if len(lines) != 4 {
 			return fmt.Errorf("%d curl lines", len(lines))
 		}
 		return nil
@@ -96,6 +96,25 @@ func TestDev(t *testing.T) {
 	}
 	unedited := mustPaste(0, allow, "read_opportunity")
 	mustPaste(1, deny, "not_granted")
+
+	link, err := exec.Command(bash, "-c", lines[3]).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var need struct {
+		Status string `json:"status"`
+		SignIn struct {
+			URL string `json:"url"`
+		} `json:"sign_in"`
+	}
+	if err := json.Unmarshal(link, &need); err != nil || need.Status != "login_required" {
+		t.Fatalf("line 4: %s %v", link, err)
+	}
+	if res, err := http.Get(need.SignIn.URL); err != nil || res.StatusCode != http.StatusOK {
+		t.Errorf("the link opens %v, %v", res, err)
+	} else {
+		res.Body.Close()
+	}
 
 	third := make(chan error, 1)
 	var approved answer

@@ -1,9 +1,10 @@
 # METADATA
 # title: Payments
 # description: |
-#   Finance pay, within three limits for each currency (data.json beside this file, in minor units): from `ask` on, a human
-#   must agree; above `hard`, never; and one session pays no more than `session` in all, so that many small payments are
-#   no way around the other two.
+#   Finance pay, within four limits for each currency (data.json beside this file, in minor units): from `ask` on, a human
+#   must agree; above `hard`, never; one session pays no more than `session` in all, so that many small payments are
+#   no way around the other two; and a user and an agent no more than `recent` within the window, so that a new session
+#   is no way around the third.
 # schemas:
 #   - input: schema.input
 package writ.rules.payments
@@ -38,6 +39,13 @@ deny contains {
 	"message": "With this, the session would pay more than one session may",
 } if {
 	payment.paid + payment.amount > payment.limit.session
+}
+
+deny contains {
+	"code": "over_recent_limit",
+	"message": sprintf("With this, user and agent would pay more than they may within %s", [input.recent.window]),
+} if {
+	payment.paid_recently + payment.amount > payment.limit.recent
 }
 
 deny contains {"code": "unknown_currency", "message": "There are no limits for this currency"} if {
@@ -75,6 +83,7 @@ payment := {
 	"money": sprintf("%d.%0*d %s", [floor(amount / unit), limit.decimals, amount % unit, parameters.currency]),
 	"counter": counter,
 	"paid": object.get(input.session.counters, counter, 0),
+	"paid_recently": object.get(input.recent.counters, counter, 0),
 } if {
 	pays
 	parameters := input.intent.parameters
@@ -83,6 +92,7 @@ payment := {
 	is_number(limit.ask)
 	is_number(limit.hard)
 	is_number(limit.session)
+	is_number(limit.recent)
 	counter := sprintf("paid_%s", [parameters.currency])
 
 	is_number(parameters.amount)

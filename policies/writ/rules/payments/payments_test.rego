@@ -17,7 +17,10 @@ test_amount[name] if {
 		"at hard": {"amount": 1000000, "want": ["require_ciba", ["large_payment"]]},
 		"over hard": {"amount": 1000001, "want": ["deny", ["over_hard_limit"]]},
 		"over hard and session": {"amount": 2000001, "want": ["deny", ["over_hard_limit", "over_session_limit"]]},
-		"largest exact integer": {"amount": 9007199254740991, "want": ["deny", ["over_hard_limit", "over_session_limit"]]},
+		"largest exact integer": {
+			"amount": 9007199254740991,
+			"want": ["deny", ["over_hard_limit", "over_recent_limit", "over_session_limit"]],
+		},
 		"beyond every double": {"amount": 1e400, "want": ["deny", ["invalid_parameters"]]},
 		"written as a float": {"amount": 4200.0, "want": ["allow", ["pay"]]},
 		"written with an exponent": {"amount": 42e2, "want": ["allow", ["pay"]]},
@@ -92,6 +95,17 @@ test_session_limit[name] if {
 	fixture.outcome(fixture.edit(pay, {"/session/counters": case.counters})) == case.want
 }
 
+# A new session starts with no counters, but not with a new budget.
+test_recent_limit[name] if {
+	some name, case in {
+		"up to the limit": {"recent": {"paid_EUR": 4995800}, "want": ["allow", ["pay"]]},
+		"over it by one": {"recent": {"paid_EUR": 4995801}, "want": ["deny", ["over_recent_limit"]]},
+		"another currency": {"recent": {"paid_USD": 5000000}, "want": ["allow", ["pay"]]},
+		"a counter of a wrong type": {"recent": {"paid_EUR": "0"}, "want": ["deny", ["invalid_input"]]},
+	}
+	fixture.outcome(fixture.edit(pay, {"/recent/counters": case.recent})) == case.want
+}
+
 # An approval answers the ask. It lifts no limit.
 test_approved[name] if {
 	some name, case in {
@@ -141,12 +155,14 @@ test_action_and_type_belong_together[name] if {
 # Limits are data, and data has typos too. An amount is never "more" than a limit that is a string.
 test_malformed_limits[name] if {
 	some name, limit in {
-		"no ask": {"decimals": 2, "hard": 1000000, "session": 2000000},
-		"ask is a string": {"decimals": 2, "ask": "10000", "hard": 1000000, "session": 2000000},
-		"hard is a string": {"decimals": 2, "ask": 10000, "hard": "1000000", "session": 2000000},
-		"session is a string": {"decimals": 2, "ask": 10000, "hard": 1000000, "session": "2000000"},
-		"no decimals": {"ask": 10000, "hard": 1000000, "session": 2000000},
-		"too many decimals": {"decimals": 4, "ask": 10000, "hard": 1000000, "session": 2000000},
+		"no ask": {"decimals": 2, "hard": 1000000, "session": 2000000, "recent": 5000000},
+		"ask is a string": {"decimals": 2, "ask": "10000", "hard": 1000000, "session": 2000000, "recent": 5000000},
+		"hard is a string": {"decimals": 2, "ask": 10000, "hard": "1000000", "session": 2000000, "recent": 5000000},
+		"session is a string": {"decimals": 2, "ask": 10000, "hard": 1000000, "session": "2000000", "recent": 5000000},
+		"no recent": {"decimals": 2, "ask": 10000, "hard": 1000000, "session": 2000000},
+		"recent is a string": {"decimals": 2, "ask": 10000, "hard": 1000000, "session": 2000000, "recent": "5000000"},
+		"no decimals": {"ask": 10000, "hard": 1000000, "session": 2000000, "recent": 5000000},
+		"too many decimals": {"decimals": 4, "ask": 10000, "hard": 1000000, "session": 2000000, "recent": 5000000},
 	}
 	outcome := fixture.outcome(pay) with data.writ.rules.payments.limits as {"EUR": limit}
 	outcome == ["deny", ["invalid_parameters"]]
@@ -217,4 +233,5 @@ test_limits_are_in_order[currency] if {
 	some currency, limit in data.writ.rules.payments.limits
 	limit.ask <= limit.hard
 	limit.hard <= limit.session
+	limit.session <= limit.recent
 }
