@@ -2,6 +2,7 @@ package identity
 
 import (
 	"crypto/sha256"
+	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -185,7 +186,7 @@ func TestNegative08Stale(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		bad(t, v, token, unavailable)
-		if _, err := v.IDToken(t.Context(), issA, "writ", fresh(asIDToken("writ"))); err != ErrKeysUnavailable {
+		if _, err := v.IDToken(t.Context(), issA, "writ", fresh(asIDToken("writ"))); !errors.Is(err, ErrKeysUnavailable) {
 			t.Errorf("IDToken = %v, want ErrKeysUnavailable", err)
 		}
 		p.set(func(p *idp) { p.down = false })

@@ -2,6 +2,8 @@ package identity
 
 import (
 	"context"
+	"crypto"
+	"encoding/base64"
 	"errors"
 	"log/slog"
 	"os"
@@ -9,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/go-jose/go-jose/v4"
 
 	"github.com/writsec/writ/internal/fault"
 )
@@ -421,5 +425,31 @@ func TestPlatformService(t *testing.T) {
 				t.Errorf("Service = %v, %v; want %v", got, err, tt.want)
 			}
 		})
+	}
+}
+
+// TestProofWhileStoreIsAway: what can't be known to be fresh is no bad token, and the
+// answer does not name the store.
+func TestProofWhileStoreIsAway(t *testing.T) {
+	k := keys()
+	thumb := must((&jose.JSONWebKey{Key: k.ecOld.Public()}).Thumbprint(crypto.SHA256))
+	token := forge(claim("cnf", map[string]any{"jkt": base64.RawURLEncoding.EncodeToString(thumb)}))
+	proof := func(jti string) string {
+		return forge(by(es256("", k.ecOld)), head("typ", "dpop+jwt"), head("jwk", jwk(k.ecOld, "", nil)), func(f *forged) {
+			f.claims = map[string]any{
+				"jti": jti, "htm": "POST", "htu": audience + "/decide", "iat": now.Unix(),
+				"ath": base64.RawURLEncoding.EncodeToString(digest([]byte(token))),
+			}
+		})
+	}
+	v := profiles(t)
+	p := Presented{Token: token, DPoP: true, Proof: proof("one"), Method: "POST", URL: audience + "/decide"}
+	if _, err := v.Caller(t.Context(), p); err != nil {
+		t.Fatalf("an honest proof: %v", err)
+	}
+	p.Proof = proof("broken")
+	_, err := v.Caller(t.Context(), p)
+	if _, isFault := errors.AsType[*fault.Error](err); err == nil || isFault {
+		t.Errorf("Caller = %v, want an error that is nobody's fault", err)
 	}
 }
