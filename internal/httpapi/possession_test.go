@@ -139,8 +139,8 @@ func TestNegative10Possession(t *testing.T) {
 	}{
 		"as Bearer":                {http.Header{"Authorization": {"Bearer " + token}}, "invalid_token", "Authorization: DPoP"},
 		"as Bearer with its proof": {http.Header{"Authorization": {"Bearer " + token}, "DPoP": {good()}}, "invalid_token", "Authorization: DPoP"},
-		"without proof":            {dpopHeaders(token), "invalid_dpop_proof", "exactly one proof"},
-		"with two proofs":          {dpopHeaders(token, good(), good()), "invalid_dpop_proof", "exactly one proof"},
+		"without proof":            {dpopHeaders(token), "invalid_dpop_proof", "sent 0 times"},
+		"with two proofs":          {dpopHeaders(token, good(), good()), "invalid_dpop_proof", "sent 2 times"},
 		"the proof again":          {dpopHeaders(token, used), "invalid_dpop_proof", "used before"},
 		"a thief's proof":          {dpopHeaders(token, thief.proof("POST", "/decide", token, nil)), "invalid_token", "another key"},
 		"a proof for another URL":  {dpopHeaders(token, agent.proof("POST", "/sessions", token, nil)), "invalid_dpop_proof", "htu"},
@@ -150,7 +150,6 @@ func TestNegative10Possession(t *testing.T) {
 		"of before":                {dpopHeaders(token, agent.proof("POST", "/decide", token, obj{"iat": time.Now().Add(-2 * time.Minute).Unix()})), "invalid_dpop_proof", "iat"},
 		"of after":                 {dpopHeaders(token, agent.proof("POST", "/decide", token, obj{"iat": time.Now().Add(2 * time.Minute).Unix()})), "invalid_dpop_proof", "iat"},
 		"without id":               {dpopHeaders(token, agent.proof("POST", "/decide", token, obj{"jti": nil})), "invalid_dpop_proof", "jti"},
-		"with a made-up nonce":     {dpopHeaders(token, agent.proof("POST", "/decide", token, obj{"nonce": "x"})), "use_dpop_nonce", "nonce"},
 		"no proof but the token":   {dpopHeaders(token, token), "invalid_dpop_proof", "typ"},
 		"an unbound token":         {dpopHeaders(unbound, agent.proof("POST", "/decide", unbound, nil)), "invalid_token", "not bound"},
 	} {

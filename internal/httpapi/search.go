@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"maps"
 	"net/http"
 	"time"
 
@@ -34,9 +33,7 @@ const (
 // foundSession is a session as operators see it: without the user's claims.
 type foundSession struct {
 	sessionView
-	EndedAt  time.Time        `json:"ended_at,omitzero"`
-	Labels   []string         `json:"labels"`
-	Counters map[string]int64 `json:"counters"`
+	EndedAt time.Time `json:"ended_at,omitzero"`
 }
 
 func (a *API) searchSessions(w http.ResponseWriter, r *http.Request) error {
@@ -57,10 +54,7 @@ func (a *API) searchSessions(w http.ResponseWriter, r *http.Request) error {
 	err = a.Search.View(r.Context(), func(tx SearchTx) error {
 		list, err := tx.Sessions(r.Context(), q)
 		for _, s := range list {
-			f := foundSession{sessionView: viewSession(s, s.Alive(tx.Now())), EndedAt: s.EndedAt, Labels: []string{}, Counters: map[string]int64{}}
-			f.Labels = append(f.Labels, s.Labels...)
-			maps.Copy(f.Counters, s.Counters)
-			out.Sessions = append(out.Sessions, f)
+			out.Sessions = append(out.Sessions, foundSession{viewSession(s, s.Alive(tx.Now())), s.EndedAt})
 		}
 		if len(list) == q.Limit {
 			out.Next = list[len(list)-1].ID

@@ -131,8 +131,8 @@ func proofRefused(err error) error {
 	if errors.Is(err, dpop.ErrUseNonce) {
 		return fault.New(fault.UseDPoPNonce, "the DPoP proof %v", err)
 	}
-	if _, ok := errors.AsType[*fault.Error](err); ok {
-		return failure{err} // of the store
+	if f, ok := errors.AsType[failure](err); ok {
+		return f
 	}
 	return fault.New(fault.InvalidDPoPProof, "the DPoP proof %v", err)
 }

@@ -304,7 +304,7 @@ func world(t testing.TB) (*Verifier, *bytes.Buffer) {
 			},
 			{
 				URL: issBound, User: true, Agent: true, Operator: true, Audience: audience, JWKSFile: setB, Algorithms: []string{"ES256"},
-				SenderConstraint: []string{"dpop"},
+				SenderConstraint: []string{"dpop"}, DPoPNonce: true,
 			},
 			{
 				URL: issES, User: true, Agent: true, Audience: audience, JWKSFile: setA, Algorithms: []string{"ES256"},

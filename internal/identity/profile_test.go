@@ -443,13 +443,42 @@ func TestProofWhileStoreIsAway(t *testing.T) {
 		})
 	}
 	v := profiles(t)
-	p := Presented{Token: token, DPoP: true, Proof: proof("one"), Method: "POST", URL: audience + "/decide"}
+	p := Presented{Token: token, DPoP: true, Proofs: []string{proof("one")}, Method: "POST", URL: audience + "/decide"}
 	if _, err := v.Caller(t.Context(), p); err != nil {
 		t.Fatalf("an honest proof: %v", err)
 	}
-	p.Proof = proof("broken")
+	v.proofs.Store = once(func(context.Context, string, time.Time) (bool, error) { return true, errors.New("store.internal: away") })
+	p.Proofs = []string{proof("two")}
 	_, err := v.Caller(t.Context(), p)
 	if _, isFault := errors.AsType[*fault.Error](err); err == nil || isFault {
 		t.Errorf("Caller = %v, want an error that is nobody's fault", err)
+	}
+}
+
+// TestNegative10Nonce: where the profile wants a nonce, a proof without a current one
+// is asked for it, and with one is good.
+func TestNegative10Nonce(t *testing.T) {
+	k := keys()
+	thumb := must((&jose.JSONWebKey{Key: k.ecOld.Public()}).Thumbprint(crypto.SHA256))
+	token := forge(of(issBound, es256("ec", k.ecB)), claim("cnf", map[string]any{"jkt": base64.RawURLEncoding.EncodeToString(thumb)}))
+	v, _ := world(t)
+	v.proofs.Store = once(func(context.Context, string, time.Time) (bool, error) { return true, nil })
+	ask := func(nonce any) error {
+		proof := forge(by(es256("", k.ecOld)), head("typ", "dpop+jwt"), head("jwk", jwk(k.ecOld, "", nil)), func(f *forged) {
+			f.claims = map[string]any{
+				"jti": "x", "htm": "POST", "htu": audience + "/decide", "iat": now.Unix(), "nonce": nonce,
+				"ath": base64.RawURLEncoding.EncodeToString(digest([]byte(token))),
+			}
+		})
+		_, err := v.Caller(t.Context(), Presented{Token: token, DPoP: true, Proofs: []string{proof}, Method: "POST", URL: audience + "/decide"})
+		return err
+	}
+	for name, nonce := range map[string]any{"none": absent, "made up": "x", "empty": "", "a number": 5, "cut": v.Nonce()[1:]} {
+		if err := ask(nonce); !fault.Is(err, fault.UseDPoPNonce) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := ask(v.Nonce()); err != nil {
+		t.Errorf("the current one: %v", err)
 	}
 }

@@ -97,7 +97,7 @@ const (
 	notMeant   = "is not meant for " + audience
 	notKnown   = "is of an issuer that Writ does not know"
 	twoClients = "has azp and client_id that differ"
-	bound      = "is bound in a way that Writ can't check (cnf)"
+	bound      = "is bound in a way that Writ can't check"
 )
 
 func refusedHeader(name string) string { return "has " + name + " in its header, which Writ refuses" }

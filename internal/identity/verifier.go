@@ -103,7 +103,11 @@ type once func(ctx context.Context, use string, expires time.Time) (fresh bool, 
 
 // Spend implements dpop.Store.
 func (f once) Spend(ctx context.Context, use string, expires time.Time) (fresh bool, err error) {
-	return f(ctx, use, expires)
+	fresh, err = f(ctx, use, expires)
+	if err != nil {
+		err = failure{err}
+	}
+	return fresh, err
 }
 
 func newIssuer(profile Issuer, client *http.Client) (is *issuer, err error) {
