@@ -67,7 +67,7 @@ func (w *world) newSession() session.Session {
 	var s session.Session
 	w.update(func(tx *sqlstore.Tx) error {
 		s = session.New(alice, agent.Ref, session.Spec{}, session.Settings{DefaultAge: 24 * time.Hour}, tx.Now())
-		return session.Open(w.ctx, tx, s)
+		return session.Open(w.ctx, tx, s, identity.Principal{})
 	})
 	return s
 }

@@ -480,10 +480,7 @@ func (d *Decider) shown(action string, reasons []policy.Reason) []policy.Reason 
 // counters: the schema of policy's answer sees to it.
 func (d *Decider) settle(ctx context.Context, tx Tx, req Request, s situation, r ruling, decision string) error {
 	if s.newSession {
-		if err := session.Believe(ctx, tx, identity.Caller{Agent: identity.Principal{Ref: s.act.Agent}, User: &s.user}); err != nil {
-			return err
-		}
-		if err := session.Open(ctx, tx, s.session); err != nil {
+		if err := session.Open(ctx, tx, s.session, identity.Principal{Ref: s.act.Agent}); err != nil {
 			return err
 		}
 	}

@@ -447,7 +447,9 @@ func TestProofWhileStoreIsAway(t *testing.T) {
 	if _, err := v.Caller(t.Context(), p); err != nil {
 		t.Fatalf("an honest proof: %v", err)
 	}
-	v.proofs.Store = once(func(context.Context, string, time.Time) (bool, error) { return true, errors.New("store.internal: away") })
+	v.proofs.Store = once(func(context.Context, string, time.Time) (bool, error) {
+		return true, errors.New("store.internal: away")
+	})
 	p.Proofs = []string{proof("two")}
 	_, err := v.Caller(t.Context(), p)
 	if _, isFault := errors.AsType[*fault.Error](err); err == nil || isFault {

@@ -124,7 +124,7 @@ func inWorld(t *testing.T, f func(w *world)) {
 		w := &world{t: t, ctx: t.Context(), store: store}
 		w.in(func(tx *sqlstore.Tx) error {
 			w.s = session.New(user, agent.Ref, session.Spec{}, session.Settings{DefaultAge: time.Hour}, tx.Now())
-			return session.Open(w.ctx, tx, w.s)
+			return session.Open(w.ctx, tx, w.s, identity.Principal{})
 		})
 		f(w)
 	})

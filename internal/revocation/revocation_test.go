@@ -76,7 +76,7 @@ func (w *world) open(name string, user, agent identity.Principal) (s session.Ses
 	ctx := w.t.Context()
 	err := w.Update(ctx, func(tx *sqlstore.Tx) error {
 		s = session.New(user, agent.Ref, session.Spec{}, session.Settings{DefaultAge: time.Hour}, tx.Now())
-		if err := session.Open(ctx, tx, s); err != nil {
+		if err := session.Open(ctx, tx, s, identity.Principal{}); err != nil {
 			return err
 		}
 		l := lease.New(lease.Grant{Kind: "jwt", TTL: time.Minute}, s.ID, s.EndsAt, "dec_"+name, intent.Act{User: user.Ref, Agent: agent.Ref}, "h", tx.Now())

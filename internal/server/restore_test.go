@@ -35,7 +35,7 @@ func put(t *testing.T, s *server.Server) (out things) {
 	err := s.Store().Update(t.Context(), func(tx *sqlstore.Tx) error {
 		now := tx.Now()
 		one := session.New(identity.Principal{Ref: alice}, agent, session.Spec{}, session.Settings{DefaultAge: time.Hour}, now)
-		if err := session.Open(t.Context(), tx, one); err != nil {
+		if err := session.Open(t.Context(), tx, one, identity.Principal{}); err != nil {
 			return err
 		}
 		l := lease.Lease{

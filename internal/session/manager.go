@@ -29,11 +29,8 @@ func (m *Manager) Open(ctx context.Context, c identity.Caller, spec Spec) (Sessi
 	}
 	var s Session
 	err := m.Store.Update(ctx, func(tx Tx) error {
-		if err := Believe(ctx, tx, c); err != nil {
-			return err
-		}
 		s = New(*c.User, c.Agent.Ref, spec, m.Settings, tx.Now())
-		return Open(ctx, tx, s)
+		return Open(ctx, tx, s, c.Agent)
 	})
 	return s, err
 }

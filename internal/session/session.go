@@ -190,8 +190,11 @@ func Believe(ctx context.Context, tx Tx, c identity.Caller) error {
 	return nil
 }
 
-// Open stores a session made by New.
-func Open(ctx context.Context, tx Tx, s Session) error {
+// Open stores a session made by New, for an agent and user that are still believed.
+func Open(ctx context.Context, tx Tx, s Session, agent identity.Principal) error {
+	if err := Believe(ctx, tx, identity.Caller{Agent: agent, User: &s.User}); err != nil {
+		return err
+	}
 	if err := tx.InsertSession(ctx, s); err != nil {
 		return err
 	}

@@ -135,7 +135,7 @@ func (f *Flow) Complete(ctx context.Context, c identity.Caller, signIn, code str
 		spec := s.Spec
 		spec.Source = session.SourceUser
 		out = session.New(s.User, s.Agent, spec, f.Sessions, tx.Now())
-		if err := session.Open(ctx, tx, out); err != nil {
+		if err := session.Open(ctx, tx, out, c.Agent); err != nil {
 			return err
 		}
 		s.State, s.Session, s.CodeHash = Completed, out.ID, ""

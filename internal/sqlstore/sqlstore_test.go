@@ -648,7 +648,7 @@ func TestRollbackLeavesNothing(t *testing.T) {
 				s := session.New(identity.Principal{Ref: alice}, bot, session.Spec{}, session.Settings{DefaultAge: time.Hour}, tx.Now())
 				sid = s.ID
 				tx.Notify("topic")
-				if err := session.Open(f.ctx, tx, s); err != nil {
+				if err := session.Open(f.ctx, tx, s, identity.Principal{}); err != nil {
 					return err
 				}
 				return end()
