@@ -132,3 +132,46 @@ func FuzzCaller(f *testing.F) {
 		_, _ = v.IDToken(t.Context(), issPlain, "writ", token)
 	})
 }
+
+// FuzzEvent signs whatever claims come and brings them as a logout token and as a
+// security event. Nothing may panic, a refusal tells nothing of the token, and who is
+// signed out has a name at an issuer that was allowed to speak about them.
+func FuzzEvent(f *testing.F) {
+	user := `{"format":"iss_sub","iss":"` + issA + `","sub":"alice"}`
+	for _, typ := range []string{"logout+jwt", "secevent+jwt", "JWT"} {
+		for _, payload := range []string{
+			`{"iss":"` + issA + `","aud":"writ","iat":1772600767,"exp":1772600800,"jti":"1","sub":"alice","events":{"` + EventLogout + `":{}}}`,
+			`{"iss":"` + issA + `","aud":"writ","iat":1772600767,"exp":1772600800,"jti":"1","sid":"s","events":{"` + EventLogout + `":{}}}`,
+			`{"iss":"` + issA + `","aud":"signals","iat":1772600767,"jti":"1","sub_id":` + user + `,"events":{"` + caep + `session-revoked":{}}}`,
+			`{"iss":"` + issA + `","aud":"signals","iat":1772600767,"jti":"1","sub_id":{"format":"complex","user":` + user + `,"session":{"format":"opaque","id":"s"}},"events":{"` + caep + `session-revoked":{}}}`,
+			`{"iss":"` + issA + `","aud":"signals","iat":1772600767,"jti":"1","events":{"` + risc + `account-disabled":{"subject":` + user + `}}}`,
+			`{"iss":"` + issA + `","aud":["signals",5],"iat":1,"jti":"1","sub_id":[],"events":{"x":null}}`,
+			`{"iss":"` + issA + `","events":[]}`,
+		} {
+			f.Add(typ, payload)
+		}
+	}
+	v, _ := world(f)
+	v.issuers[issA].OwnClients = []string{"writ"}
+	v.issuers[issA].Signals = Signals{Audience: "signals", Subjects: issA}
+	f.Fuzz(func(t *testing.T, typ, payload string) {
+		header := render(map[string]any{"alg": "ES256", "kid": "ec", "typ": typ})
+		input := base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(payload))
+		token := input + "." + base64.RawURLEncoding.EncodeToString(es256("ec", keys().ec).sign([]byte(input)))
+		check := func(o SignOut, ends bool, err error) {
+			if err != nil {
+				if !fault.Is(err, fault.InvalidRequest) || len(err.Error()) > 250 || strings.Contains(err.Error(), input[len(input)/2:]) {
+					t.Fatalf("error = %q", err)
+				}
+				return
+			}
+			if ends && (o.User.Issuer != issA || o.User.ID == "" && o.Login == "" || !Usable(o.ID) || o.Before.IsZero() || o.Before.After(now)) {
+				t.Fatalf("%+v of %s", o, payload)
+			}
+		}
+		o, err := v.Logout(t.Context(), token)
+		check(o, true, err)
+		o, ends, err := v.SecurityEvent(t.Context(), token)
+		check(o, ends, err)
+	})
+}
