@@ -158,6 +158,9 @@ func (c *Config) check(fail failFunc) {
 		}
 		ids[s.ID] = s.ID != ""
 		c.checkServiceProof(fail, key, s)
+		if s.Subject != nil && slices.ContainsFunc(c.Services[:i], func(o Service) bool { return o.Subject != nil && *o.Subject == *s.Subject }) {
+			fail(key+"subject", "stands a second time")
+		}
 		fail.required(key+"audience", s.Audience)
 	}
 	c.checkAgents(fail)

@@ -145,6 +145,7 @@ type situation struct {
 	newSession bool
 	recent     session.Recent
 	user       identity.Principal
+	agent      identity.Principal
 	approval   *approval.Approval
 	act        intent.Act
 	hash       string
@@ -180,7 +181,7 @@ func (d *Decider) attempt(ctx context.Context, req Request, caller identity.Call
 
 func (d *Decider) read(ctx context.Context, req Request, caller identity.Caller) (s situation, err error) {
 	err = d.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		s = situation{now: tx.Now()}
+		s = situation{now: tx.Now(), agent: caller.Agent}
 		if req.Approval != "" {
 			a, err := approval.Find(ctx, tx, req.Approval, caller)
 			if err != nil {
@@ -480,7 +481,7 @@ func (d *Decider) shown(action string, reasons []policy.Reason) []policy.Reason 
 // counters: the schema of policy's answer sees to it.
 func (d *Decider) settle(ctx context.Context, tx Tx, req Request, s situation, r ruling, decision string) error {
 	if s.newSession {
-		if err := session.Open(ctx, tx, s.session, identity.Principal{Ref: s.act.Agent}); err != nil {
+		if err := session.Open(ctx, tx, s.session, s.agent); err != nil {
 			return err
 		}
 	}

@@ -86,8 +86,8 @@ func New(cfg Config) chi.Router {
 	// Each kind of caller has slots of its own, so that none keeps the others out.
 	r.With(a.bound(64)).Post("/revocations", a.handle(a.revoke))
 	r.With(a.bound(1024)).Post("/introspect", a.handle(a.introspect))
-	r.With(a.bound(64)).Post("/signals", a.handle(a.signal))
-	r.With(a.bound(64)).Post("/backchannel-logout", a.handle(a.logout))
+	r.With(a.bound(1024)).Post("/signals", a.handle(a.signal))
+	r.With(a.bound(1024)).Post("/backchannel-logout", a.handle(a.logout))
 	r.Group(func(r chi.Router) {
 		r.Use(a.bound(4)) // fewer than the store has readers
 		r.Get("/audit/checkpoint", a.handle(a.checkpoint))

@@ -180,6 +180,9 @@ func (a *API) revoke(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if !scope.Agent.IsZero() { // whichever of its identities was named
+		scope.Agent = a.Identity.AgentOf(scope.Agent)
+	}
 	result, err := a.Revoker.Revoke(r.Context(), operator, scope, b.Reason)
 	if err != nil {
 		return err

@@ -311,3 +311,50 @@ func TestBadEvents(t *testing.T) {
 
 	decide(t, bearer, read(session)).decided(t, "allow", "") // none of it did anything
 }
+
+// workload is a token of a user through a client of its own, of a login if there is one.
+func workload(t *testing.T, user, client, sid string, issued time.Duration) string {
+	t.Helper()
+	at := time.Now().Add(issued)
+	claims := obj{
+		"iss": w.dev.IDP.Issuer(), "aud": dev.Audience, "sub": user, "client_id": client, "jti": rand.Text(),
+		"iat": at.Unix(), "exp": at.Add(time.Minute).Unix(),
+	}
+	if sid != "" {
+		claims["sid"] = sid
+	}
+	return signed(t, "at+jwt", claims, nil)
+}
+
+// TestAgentSignedOut: accounts can be agents', too, and their users' tokens don't make
+// up for it.
+func TestAgentSignedOut(t *testing.T) {
+	agent := "agent-" + rand.Text()
+	old := workload(t, "alice", agent, "", -10*time.Second)
+	session := open(t, old)
+	if got := signal(t, signed(t, "secevent+jwt", eventClaims(risc+"account-disabled", issSub(agent)), nil), false); got.status != 202 {
+		t.Fatalf("%s", got.raw)
+	}
+	call{method: "POST", path: "/sessions", token: old, body: obj{}}.send(t).refused(t, 401, "invalid_token", "-")
+	decideAny(t, old, session).refused(t, 401, "invalid_token", "-")
+	fresh := workload(t, "alice", agent, "", 2*time.Second)
+	if got := get(t, fresh, "/sessions/"+session); got.str("status") != "ended" {
+		t.Errorf("%s", got.raw)
+	}
+	open(t, fresh)
+}
+
+// TestSignOutOfALoginThatTokensDoNotName: where access tokens have no sid, a logout of
+// one login of a user ends all that might be of it.
+func TestSignOutOfALoginThatTokensDoNotName(t *testing.T) {
+	user := "user-" + rand.Text()
+	nameless, other := workload(t, user, "sales-agent", "", -10*time.Second), workload(t, user, "sales-agent", user+"-2", -10*time.Second)
+	session, another := open(t, nameless), open(t, other)
+	if got := logout(t, signed(t, "logout+jwt", logoutClaims(user, user+"-1"), nil), false); got.status != 200 {
+		t.Fatalf("%s", got.raw)
+	}
+	decideAny(t, nameless, session).refused(t, 401, "invalid_token", "-")
+	if got := get(t, other, "/sessions/"+another); got.str("status") != "active" {
+		t.Errorf("another login's: %s", got.raw)
+	}
+}

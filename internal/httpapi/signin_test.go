@@ -390,3 +390,19 @@ func TestSignInRequests(t *testing.T) {
 	}
 	complete(t, "sin_00000000000000000000000000", "x").refused(t, 404, "not_found", "-")
 }
+
+// TestSignInEndsByTheKillSwitch: what a user consented to before they were revoked
+// opens no session after it.
+func TestSignInEndsByTheKillSwitch(t *testing.T) {
+	b := newTab(t)
+	id, consent := b.toConsent(t, obj{})
+	b.post(t, "/consent/"+id, "form", consent.field("form"), "answer", "accept")
+	shown := b.get(t, "/consent/"+id).page(t, 200, "Give it only to the agent")
+	code := regexp.MustCompile(`[0-9A-Z]{5}-[0-9A-Z]{5}`).FindString(string(shown.raw))
+	w.secret(code, "a code")
+	user := obj{"iss": w.dev.IDP.Issuer(), "sub": "alice"}
+	if a := (call{method: "POST", path: "/revocations", token: olga(t), body: obj{"user": user}}).send(t); a.status != 200 {
+		t.Fatalf("%s", a.raw)
+	}
+	complete(t, id, code).refused(t, 404, "not_found", "-")
+}

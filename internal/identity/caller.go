@@ -205,6 +205,9 @@ func (v *Verifier) subject(ctx context.Context, raw string, agent Ref, held dpop
 	if t.bound.Bound() && !t.bound.Confirmed(held) {
 		return nil, errors.New("is bound to another key than its bearer holds")
 	}
+	if t.kind != idToken && !t.constrained() { // ID tokens are bound to nothing
+		return nil, errors.New("is not bound to a key, as its issuer's profile wants")
+	}
 	if !t.User {
 		return nil, errors.New("is of an issuer that may not speak for users")
 	}
@@ -276,6 +279,23 @@ func (v *Verifier) Service(ctx context.Context, p Presented) (_ Principal, err e
 	return v.believed(ctx, Principal{Ref: t.holder(), Claims: t.claims, Parsed: t.parsed})
 }
 
+// Subject is whom the claims of an issuer's token are about, "" where they do not say:
+// its profile can name another claim than sub.
+func (v *Verifier) Subject(issuerURL string, claims map[string]any) string {
+	is, ok := v.issuers[issuerURL]
+	if !ok {
+		return ""
+	}
+	subject := stringClaim(claims, is.subjectClaim())
+	if !Usable(subject) {
+		return ""
+	}
+	return subject
+}
+
+// AgentOf is the agent that an identity is one of.
+func (v *Verifier) AgentOf(r Ref) Ref { return v.agentOf(r) }
+
 // IDToken verifies an ID token that an issuer gave to Writ itself, as its client,
 // in answer to a request of Writ's own. ErrKeysUnavailable is not final.
 func (v *Verifier) IDToken(ctx context.Context, issuerURL, client, raw string) (map[string]any, error) {
@@ -288,6 +308,9 @@ func (v *Verifier) IDToken(ctx context.Context, issuerURL, client, raw string) (
 	}
 	if _, err := checkIDToken(t.claims, []string{client}); err != nil {
 		return nil, err
+	}
+	if !t.match.matches(t.claims) {
+		return nil, errUnmatched
 	}
 	if _, err := v.verifySignature(ctx, t); errors.Is(err, errLimited) {
 		return nil, ErrKeysUnavailable // an answer to Writ must not fail for what strangers sent

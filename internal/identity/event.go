@@ -48,6 +48,9 @@ type SignOut struct {
 	Until time.Time
 }
 
+// minMemory is how long a sign-out is remembered at least: longer than sessions live.
+const minMemory = 35 * 24 * time.Hour
+
 // maxEventAge bounds how late an event may come, and how long its id is remembered.
 const maxEventAge = 7 * 24 * time.Hour
 
@@ -178,6 +181,9 @@ func (is *issuer) eventSubject(subject any) (user Ref, sid string, err error) {
 		if u["format"] != "iss_sub" || !Usable(sub) {
 			return user, "", errors.New("has a subject in a form that Writ can't match; have the transmitter send iss_sub")
 		}
+		if is.aboutMapped {
+			return user, "", errors.New("names a user by sub, which the profile of their issuer knows by another claim; have the transmitter send the session")
+		}
 		if iss != is.Signals.Subjects {
 			return user, "", errors.New("has a subject of an issuer that its transmitter may not speak about")
 		}
@@ -207,15 +213,18 @@ func (v *Verifier) signOut(ctx context.Context, t unverified, event string, user
 	if _, err := v.verifySignature(ctx, t); err != nil {
 		return SignOut{}, err
 	}
-	before, _ := TimeClaim(t.claims, "iat")
+	before, _ := TimeClaim(t.claims, "iat") // by the clock that its tokens have, too
+	life := minMemory
+	switch about, ok := v.issuers[user.Issuer]; {
+	case !ok || about.MaxAge == 0:
+		life = maxLife
+	default:
+		life = max(life, about.MaxAge)
+	}
+	if sid == "" { // accounts can be agents', too
+		user = v.agentOf(user)
+	}
 	now := v.now()
-	if before.After(now) {
-		before = now
-	}
-	life := maxLife
-	if about, ok := v.issuers[user.Issuer]; ok && about.MaxAge > 0 {
-		life = about.MaxAge
-	}
 	return SignOut{
 		ID: id, Transmitter: t.URL, Event: event, User: user, Login: sid, Before: before, Until: now.Add(life),
 	}, nil

@@ -51,6 +51,8 @@ func (is *issuer) kindOf(t jws.Token, claims map[string]any) (Kind, error) {
 	return is.Kind, nil
 }
 
+var errUnmatched = errors.New("does not match what its issuer's profile wants of it")
+
 // check holds the claims of a token to its kind, and reads out subject and client.
 func (is *issuer) check(kind Kind, claims map[string]any) (subject, client string, err error) {
 	subject, client = stringClaim(claims, is.subjectClaim()), is.client(claims)
@@ -80,7 +82,7 @@ func (is *issuer) check(kind Kind, claims map[string]any) (subject, client strin
 		}
 	}
 	if !is.match.matches(claims) {
-		return "", "", errors.New("does not match what its issuer's profile wants of it")
+		return "", "", errUnmatched
 	}
 	return subject, client, nil
 }
@@ -216,6 +218,12 @@ func (is *issuer) checkAccessToken(claims map[string]any, subject, client string
 func (is *issuer) checkPlain(claims map[string]any, subject, client string) error {
 	if _, ok := claims["events"]; ok {
 		return errors.New("is a security event, not an access token")
+	}
+	// Nor an ID token or another kind, of an issuer that tells them apart otherwise.
+	_, atHash := claims["at_hash"]
+	_, codeHash := claims["c_hash"]
+	if typ := claims["typ"]; atHash || codeHash || typ == "ID" || typ == "Refresh" || typ == "Logout" {
+		return errors.New("is of another kind than an access token")
 	}
 	if !Usable(subject) {
 		return fmt.Errorf("has no usable %s", is.subjectClaim())

@@ -62,9 +62,11 @@ type Verifier struct {
 
 type issuer struct {
 	Issuer
-	keys      *keySet
-	match     matcher
-	userMatch matcher
+	keys *keySet
+	// aboutMapped: the subjects of its signals are known by another claim than sub.
+	aboutMapped bool
+	match       matcher
+	userMatch   matcher
 }
 
 // New fails on an unreadable JWKS file and on a pattern that is none. An issuer
@@ -89,6 +91,10 @@ func New(cfg Config) (*Verifier, error) {
 		if is.Kind == JWTSVID {
 			v.domains[is.TrustDomain] = is
 		}
+	}
+	for _, is := range v.issuers {
+		about, ok := v.issuers[is.Signals.Subjects]
+		is.aboutMapped = ok && about.SubjectClaim != ""
 	}
 	for _, a := range cfg.Agents {
 		for _, other := range a.Identities {

@@ -24,8 +24,11 @@ type Tx interface {
 	// LiveSessions lists the sessions of a user, of an agent, or all, that can still
 	// carry decisions. Exactly one of the three is asked for.
 	LiveSessions(ctx context.Context, user, agent identity.Ref, all bool) ([]session.Session, error)
-	// LoginSessions lists the sessions of one login at an issuer that have not ended.
-	LoginSessions(ctx context.Context, issuer, sid string) ([]session.Session, error)
+	// LoginSessions lists the sessions of one login at an issuer that have not ended, and
+	// those of the user, if one is named, that don't say of which login they are.
+	LoginSessions(ctx context.Context, user identity.Ref, sid string) ([]session.Session, error)
+	// EndSignIns ends the sign-ins under way of a user, for an agent, or all.
+	EndSignIns(ctx context.Context, user, agent identity.Ref, all bool) (int64, error)
 	// PutSignOut keeps a sign-out for as long as tokens from before could be brought.
 	PutSignOut(ctx context.Context, o identity.SignOut) error
 	// ForgetSignOuts drops those for which that time is over.
@@ -140,6 +143,10 @@ func (r *Revoker) Revoke(ctx context.Context, operator identity.Principal, s Sco
 		if err != nil {
 			return err
 		}
+		signIns, err := tx.EndSignIns(ctx, s.User, s.Agent, s.All)
+		if err != nil {
+			return err
+		}
 		for _, live := range sessions {
 			if err := t.end(ctx, tx, live, "revoked by an operator", operator.Ref); err != nil {
 				return err
@@ -166,7 +173,7 @@ func (r *Revoker) Revoke(ctx context.Context, operator identity.Principal, s Sco
 		}
 		return audit.Append(ctx, tx, audit.Entry{
 			Kind: audit.OperatorRevoked, Operator: operator.Ref, User: s.User, Agent: s.Agent, Session: s.Session, Lease: s.Lease,
-			Detail: map[string]any{"all": s.All, "reason": reason, "leases": t.leases(), "sessions": t.sessions},
+			Detail: map[string]any{"all": s.All, "reason": reason, "leases": t.leases(), "sessions": t.sessions, "sign_ins": signIns},
 		})
 	})
 	if err != nil {

@@ -229,7 +229,7 @@ func TestKillSwitchIsRecordedAndCounted(t *testing.T) {
 	if err != nil || entry == nil || ended != 4 {
 		t.Fatal(err, entry, ended)
 	}
-	want := "map[all:false leases:2 reason:phished sessions:2]"
+	want := "map[all:false leases:2 reason:phished sessions:2 sign_ins:0]"
 	if got := fmt.Sprint(entry.Detail); got != want || entry.Operator != operator.Ref || entry.User != alice.Ref {
 		t.Errorf("entry %+v", entry)
 	}

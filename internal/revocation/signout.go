@@ -25,6 +25,11 @@ func (r *Revoker) SignOut(ctx context.Context, o identity.SignOut) error {
 		if err != nil || !fresh {
 			return err
 		}
+		if o.User.ID != "" {
+			if _, err := tx.EndSignIns(ctx, o.User, identity.Ref{}, false); err != nil {
+				return err
+			}
+		}
 		sessions, err := sessionsBefore(ctx, tx, o)
 		if err != nil {
 			return err
@@ -48,14 +53,14 @@ func (r *Revoker) SignOut(ctx context.Context, o identity.SignOut) error {
 // sessionsBefore lists the sessions that a sign-out ends.
 func sessionsBefore(ctx context.Context, tx Tx, o identity.SignOut) ([]session.Session, error) {
 	if o.Login != "" {
-		return over(tx.LoginSessions(ctx, o.User.Issuer, o.Login))
+		return over(tx.LoginSessions(ctx, o.User, o.Login))
 	}
 	// Accounts can be agents', too.
 	asUser, err := over(tx.LiveSessions(ctx, o.User, identity.Ref{}, false))
 	if err != nil {
 		return nil, err
 	}
-	asAgent, err := tx.LiveSessions(ctx, identity.Ref{}, o.User, false)
+	asAgent, err := over(tx.LiveSessions(ctx, identity.Ref{}, o.User, false))
 	return append(asUser, asAgent...), err
 }
 

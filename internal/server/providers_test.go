@@ -115,6 +115,7 @@ const (
 	unknown   = "is of an issuer that Writ does not know"
 	noUser    = "names no user: its sub is its client"
 	notIssued = "was not issued to the agent that brings it"
+	otherKind = "is of another kind than an access token"
 	noClient  = "names no client that it was issued to"
 	forClient = "is an ID token of a client that Writ does not know"
 )
@@ -151,8 +152,8 @@ func oktaRows(out map[string][]brought) {
 		{"a user through the agent", &user, nil, "agent 0oa1agent, user 00u1alice"},
 		{"the agent's own", own, nil, "agent 0oa1agent"},
 		{"the agent's own, the user's beside it", own, &user, "agent 0oa1agent, user 00u1alice"},
-		{"ID token as bearer", &id, nil, bearerToken("has no usable uid")},
-		{"ID token as subject_token", own, &id, subjectToken("has no usable uid")},
+		{"ID token as bearer", &id, nil, bearerToken(otherKind)},
+		{"ID token as subject_token", own, &id, subjectToken(otherKind)},
 		{"the agent's own as a user's", own, own, subjectToken(noUser)},
 		{"another client's user", own, user.with(claims{"cid": "0oa2other"}), subjectToken(notIssued)},
 		{"the default API", user.with(claims{"aud": "api://default"}), nil, bearerToken(notMeant)},
@@ -248,7 +249,7 @@ func keycloakRows(out map[string][]brought) {
 		{"ID token as subject_token", own, &id, "agent crm-agent, user f1a7alice"},
 		{"ID token as bearer", &id, nil, bearerToken(notBearer)},
 		{"ID token for Writ too", id.with(claims{"aud": []string{agent, writ}}), nil, bearerToken(forClient)},
-		{"ID token of another client", own, id.with(claims{"aud": "web", "azp": "web"}), subjectToken(notMeant)},
+		{"ID token of another client", own, id.with(claims{"aud": "web", "azp": "web"}), subjectToken(otherKind)},
 		{"the agent's own as a user's", own, own, subjectToken(noUser)},
 		{"another client's user", own, user.with(claims{"azp": "web"}), subjectToken(notIssued)},
 		{"no audience mapper", user.with(claims{"aud": "account"}), nil, bearerToken(notMeant)},
@@ -340,7 +341,7 @@ func pingRows(out map[string][]brought) {
 		{"the agent's own", own, nil, "agent " + agent},
 		{"ID token as subject_token", own, &id, "agent " + agent + ", user uuid-alice"},
 		{"ID token as bearer", &id, nil, bearerToken(notBearer)},
-		{"ID token of another client", own, id.with(claims{"aud": "other"}), subjectToken(noClient)},
+		{"ID token of another client", own, id.with(claims{"aud": "other"}), subjectToken(otherKind)},
 		{"the agent's own as a user's", own, own, subjectToken(noUser)},
 		{"for PingOne's API", user.with(claims{"aud": []string{"https://api.pingone.eu"}, "env": "5d1f", "org": "o"}), nil, bearerToken(notMeant)},
 		{"another environment", user.with(claims{"iss": "https://auth.pingone.eu/other/as"}), nil, bearerToken(unknown)},
@@ -378,7 +379,7 @@ func googleRows(out map[string][]brought) {
 		{"a service account that asks for the client as audience", &machine, machine.with(claims{"aud": client}), subjectToken(forClient)},
 		{"the agent's own as a user's", &machine, &machine, subjectToken(noUser)},
 		{"ID token as bearer", &id, nil, bearerToken(notBearer)},
-		{"ID token of another client", &machine, id.with(claims{"aud": "x.apps.googleusercontent.com", "azp": "x.apps.googleusercontent.com"}), subjectToken(notMeant)},
+		{"ID token of another client", &machine, id.with(claims{"aud": "x.apps.googleusercontent.com", "azp": "x.apps.googleusercontent.com"}), subjectToken(otherKind)},
 		{"a consumer account", &machine, id.with(claims{"email": "alice@gmail.com", "hd": nil}), subjectToken(noMatch)},
 		{"an address that is not verified", &machine, id.with(claims{"email_verified": false}), subjectToken(noMatch)},
 		{"iss without scheme", id.with(claims{"iss": "accounts.google.com"}), nil, bearerToken(unknown)},

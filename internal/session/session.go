@@ -52,6 +52,8 @@ type Session struct {
 	// SignedOut is when the user, or the login that the session is of, was last signed
 	// out; zero for never.
 	SignedOut time.Time
+	// AgentSignedOut is the same of the agent's account.
+	AgentSignedOut time.Time
 	// IdleAt is when it ends because nothing was decided in it for so long; zero never.
 	IdleAt time.Time
 	// Scope is what its user and agent share over all their sessions, and ScopeVersion
@@ -66,8 +68,13 @@ func (s Session) Alive(now time.Time) bool {
 	return s.EndedAt.IsZero() && now.Before(s.EndsAt) && !idle && !s.IsSignedOut()
 }
 
-// IsSignedOut reports whether the user signed out since the session's token.
-func (s Session) IsSignedOut() bool { return !s.User.Believed(s.SignedOut) }
+// IsSignedOut reports whether the user was signed out since the session's token, or
+// the agent since its start.
+func (s Session) IsSignedOut() bool {
+	began := s.StartedAt.Truncate(time.Second) // as issuers count
+	agentOut := !s.AgentSignedOut.IsZero() && !began.After(s.AgentSignedOut)
+	return agentOut || !s.User.Believed(s.SignedOut)
+}
 
 // ScopeOf names what a user and an agent share. It is a digest because whoever
 // chooses the names must not be able to make two pairs look like one.
@@ -171,14 +178,11 @@ type Tx interface {
 
 // Believe refuses a caller whose tokens are from before a sign-out.
 func Believe(ctx context.Context, tx Tx, c identity.Caller) error {
-	who := []identity.Principal{c.Agent}
+	who := []identity.Principal{prover(c)}
 	if c.User != nil {
 		who = append(who, *c.User)
 	}
 	for _, p := range who {
-		if len(p.Claims) == 0 { // named by the other's token
-			continue
-		}
 		at, err := tx.SignedOut(ctx, p.Ref, p.Login())
 		if err != nil {
 			return err
@@ -188,6 +192,16 @@ func Believe(ctx context.Context, tx Tx, c identity.Caller) error {
 		}
 	}
 	return nil
+}
+
+// prover is the agent with the claims of the token that names it, which is its user's
+// where it has none of its own.
+func prover(c identity.Caller) identity.Principal {
+	agent := c.Agent
+	if len(agent.Claims) == 0 && c.User != nil {
+		agent.Claims = c.User.Claims
+	}
+	return agent
 }
 
 // Open stores a session made by New, for an agent and user that are still believed.
@@ -220,8 +234,12 @@ func Find(ctx context.Context, tx Tx, sessionID string, c identity.Caller) (Sess
 	switch {
 	case fault.Is(err, fault.NotFound) || err == nil && !s.BelongsTo(c):
 		return Session{}, notFound()
-	case err != nil || c.User == nil:
+	case err != nil:
 		return s, err
+	case !prover(c).Believed(s.AgentSignedOut):
+		return Session{}, identity.ErrSignedOut
+	case c.User == nil:
+		return s, nil
 	case c.User.Login() != s.User.Login():
 		return s, Believe(ctx, tx, c)
 	case !c.User.Believed(s.SignedOut):

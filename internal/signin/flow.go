@@ -97,7 +97,10 @@ func told(s SignIn) map[string]any {
 		detail["task"] = s.Spec.Task
 	}
 	if s.Spec.Envelope != nil {
-		detail["envelope"] = map[string]any{"actions": s.Spec.Envelope.Actions, "resources": s.Spec.Envelope.Resources}
+		detail["envelope"] = s.Spec.Envelope.Document()
+	}
+	if s.Spec.Age > 0 {
+		detail["expires_in"] = int64(s.Spec.Age.Seconds())
 	}
 	return detail
 }

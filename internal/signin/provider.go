@@ -133,7 +133,10 @@ func (p *Provider) redeem(ctx context.Context, redirect, code string, b browser)
 	if h, present := claims["at_hash"]; present && !identity.AccessTokenHashed(raw, t.AccessToken, h) {
 		return user, errAnswer(errors.New("at_hash does not fit the access token"))
 	}
-	sub, _ := claims["sub"].(string) // usable, as IDToken checks
+	sub := p.Verifier.Subject(p.Issuer, claims)
+	if sub == "" {
+		return user, errAnswer(errors.New("the ID token lacks the claim that the issuer's profile knows its users by"))
+	}
 	if sub == p.ClientID {
 		return user, errAnswer(errors.New("the ID token names no user: its sub is the client"))
 	}

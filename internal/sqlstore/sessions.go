@@ -13,13 +13,14 @@ const sessionColumns = `id, version, user_issuer, user_subject, user_claims, age
 	task, envelope, labels, counters, started_at, ends_at, ended_at, end_reason, scope, idle_at`
 
 // sessionRead is what a session is read by.
-var sessionRead = sessionColumns + `, ` + signedOut("sessions.user_issuer", "sessions.user_subject", "sessions.user_sid")
+var sessionRead = sessionColumns + `, ` + signedOut("sessions.user_issuer", "sessions.user_subject", "sessions.user_sid") +
+	`, ` + signedOut("sessions.agent_issuer", "sessions.agent_subject", "CAST(NULL AS TEXT)")
 
 func scanSession(r scanner) (s session.Session, err error) {
 	err = r.Scan(&s.ID, &s.Version, &s.User.Issuer, &s.User.ID, jsonOf(&s.User.Claims), &s.Agent.Issuer, &s.Agent.ID,
 		jsonOf(&s.Task), jsonOf(&s.Envelope), jsonOf(&s.Labels), jsonOf(&s.Counters),
 		timeOf(&s.StartedAt), timeOf(&s.EndsAt), timeOf(&s.EndedAt), &s.EndReason,
-		&s.Scope, timeOf(&s.IdleAt), timeOf(&s.SignedOut))
+		&s.Scope, timeOf(&s.IdleAt), timeOf(&s.SignedOut), timeOf(&s.AgentSignedOut))
 	return s, err
 }
 

@@ -76,3 +76,18 @@ func (t *Tx) ForgetSignIns(ctx context.Context, before time.Time, limit int) (in
 	return t.exec(ctx, "forget sign-ins", `DELETE FROM sign_ins WHERE id IN
 		(SELECT id FROM sign_ins WHERE expires_at < $1 ORDER BY expires_at LIMIT $2)`, micros(before), limit)
 }
+
+// EndSignIns implements revocation.Tx.
+func (t *Tx) EndSignIns(ctx context.Context, user, agent identity.Ref, all bool) (int64, error) {
+	where, args := `TRUE`, []any{micros(t.now)}
+	switch {
+	case !user.IsZero():
+		where, args = `user_subject = $2 AND user_issuer = $3`, append(args, user.ID, user.Issuer)
+	case !agent.IsZero():
+		where, args = `agent_subject = $2 AND agent_issuer = $3`, append(args, agent.ID, agent.Issuer)
+	case !all:
+		return 0, nil
+	}
+	return t.exec(ctx, "end sign-ins", `UPDATE sign_ins SET version = version + 1, code_hash = '', expires_at = $1
+		WHERE expires_at > $1 AND state NOT IN ('declined', 'completed') AND `+where, args...)
+}

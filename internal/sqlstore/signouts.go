@@ -9,12 +9,16 @@ import (
 )
 
 // signedOut is the latest sign-out of the user in issuer and subject or of their login
-// in sid, each an SQL expression.
+// in sid, each an SQL expression. A token that does not say of which login it is, is of
+// any of its user's.
 func signedOut(issuer, subject, sid string) string {
 	return `COALESCE((SELECT MAX(b) FROM (
 		SELECT before_at AS b FROM signouts WHERE signouts.issuer = ` + issuer + ` AND signouts.subject = ` + subject + ` AND signouts.sid = ''
 		UNION ALL
-		SELECT before_at AS b FROM signouts WHERE signouts.sid <> '' AND signouts.sid = ` + sid + ` AND signouts.issuer = ` + issuer + `) AS s), 0)`
+		SELECT before_at AS b FROM signouts WHERE signouts.sid <> '' AND signouts.sid = ` + sid + ` AND signouts.issuer = ` + issuer + `
+		UNION ALL
+		SELECT before_at AS b FROM signouts WHERE signouts.issuer = ` + issuer + ` AND signouts.subject = ` + subject + ` AND signouts.subject <> ''
+			AND ` + sid + ` = '') AS s), 0)`
 }
 
 var signedOutOf = `SELECT ` + signedOut("$1", "$2", "$3")
@@ -36,25 +40,21 @@ func (s *Store) SignedOut(ctx context.Context, user identity.Ref, sid string) (a
 
 // PutSignOut implements revocation.Tx.
 func (t *Tx) PutSignOut(ctx context.Context, s identity.SignOut) error {
-	user := s.User.ID
-	if s.Login != "" {
-		user = ""
-	}
 	_, err := t.exec(ctx, "put sign-out", `INSERT INTO signouts (issuer, subject, sid, before_at, expires_at) VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (issuer, subject, sid) DO UPDATE SET
 		  before_at  = CASE WHEN excluded.before_at > signouts.before_at THEN excluded.before_at ELSE signouts.before_at END,
 		  expires_at = CASE WHEN excluded.expires_at > signouts.expires_at THEN excluded.expires_at ELSE signouts.expires_at END`,
-		s.User.Issuer, user, s.Login, micros(s.Before), micros(s.Until))
+		s.User.Issuer, s.User.ID, s.Login, micros(s.Before), micros(s.Until))
 	return err
 }
 
 // LoginSessions implements revocation.Tx.
-func (t *Tx) LoginSessions(ctx context.Context, issuer, sid string) ([]session.Session, error) {
-	const where = `ended_at = 0 AND user_sid <> '' AND user_sid = $1 AND user_issuer = $2`
-	if err := t.hold(ctx, where, sid, issuer); err != nil {
+func (t *Tx) LoginSessions(ctx context.Context, user identity.Ref, sid string) ([]session.Session, error) {
+	const where = `ended_at = 0 AND user_issuer = $2 AND (user_sid = $1 OR user_sid = '' AND user_subject = $3)`
+	if err := t.hold(ctx, where, sid, user.Issuer, user.ID); err != nil {
 		return nil, err
 	}
-	return some(ctx, t, "list sessions of a login", scanSession, `SELECT `+sessionRead+` FROM sessions WHERE `+where+` ORDER BY id`+t.kept(), sid, issuer)
+	return some(ctx, t, "list sessions of a login", scanSession, `SELECT `+sessionRead+` FROM sessions WHERE `+where+` ORDER BY id`+t.kept(), sid, user.Issuer, user.ID)
 }
 
 // ForgetSignOuts implements revocation.Tx.

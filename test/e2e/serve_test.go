@@ -77,7 +77,7 @@ services:
 		"issuer without TLS":  {"issuer: http://127.0.0.1:20003", "issuer: http://idp.example.test", 10, "plain http is for loopback only"},
 		"symmetric algorithm": {"algorithms: [RS256]", "algorithms: [HS256]", 13, "expected one of RS256"},
 		"no algorithm":        {"algorithms: [RS256]", "algorithms: [none]", 13, "expected one of RS256"},
-		"unknown principal":   {"[user, agent]", "[user, robot]", 11, "expected user, agent or operator"},
+		"unknown principal":   {"[user, agent]", "[user, robot]", 11, "expected user, agent, operator or service"},
 		"credentials for Writ": {
 			"    audience: urn:crm:api\n    scopes", "    audience: http://127.0.0.1:20001\n    scopes", 20, "must never be good for Writ",
 		},

@@ -3,7 +3,7 @@
 -- +goose Up
 CREATE TABLE signouts (
   issuer     TEXT NOT NULL,
-  subject    TEXT NOT NULL, -- '' where only the login is named
+  subject    TEXT NOT NULL, -- '' where only the login is known
   sid        TEXT NOT NULL, -- '' for all logins
   before_at  BIGINT NOT NULL, -- tokens from then and before are not believed
   expires_at BIGINT NOT NULL, -- when no such token can be alive any more
