@@ -156,13 +156,13 @@ func (v *Verifier) split(t verified) (agent Principal, user *Principal, err erro
 	case itself && !act.IsZero():
 		return Principal{}, nil, errors.New("has an actor but no user: its sub is its client or its actor")
 	case itself:
-		return Principal{Ref: v.agentOf(t.holder()), Claims: t.claims, Parsed: t.parsed}, nil, nil
+		return Principal{Ref: v.AgentOf(t.holder()), Claims: t.claims, Parsed: t.parsed}, nil, nil
 	case !t.User:
 		return Principal{}, nil, errors.New("is of an issuer that may not speak for users")
 	}
-	agent = Principal{Ref: v.agentOf(Ref{t.URL, t.client}), Claims: map[string]any{}}
+	agent = Principal{Ref: v.AgentOf(Ref{t.URL, t.client}), Claims: map[string]any{}}
 	if !act.IsZero() {
-		agent.Ref = v.agentOf(act)
+		agent.Ref = v.AgentOf(act)
 	}
 	return agent, &Principal{Ref: Ref{t.URL, t.subject}, Claims: t.claims, Parsed: t.parsed}, nil
 }
@@ -187,8 +187,8 @@ func (t verified) holder() Ref {
 	return Ref{t.URL, t.subject}
 }
 
-// agentOf is the agent that an identity is one of.
-func (v *Verifier) agentOf(r Ref) Ref {
+// AgentOf is the agent that an identity is one of.
+func (v *Verifier) AgentOf(r Ref) Ref {
 	if agent, ok := v.agents[r]; ok {
 		return agent
 	}
@@ -226,7 +226,7 @@ func (v *Verifier) subject(ctx context.Context, raw string, agent Ref, held dpop
 	if act.IsZero() {
 		holder = Ref{t.URL, t.client}
 	}
-	if agent != v.agentOf(holder) && (mayAct.IsZero() || agent != v.agentOf(mayAct)) {
+	if agent != v.AgentOf(holder) && (mayAct.IsZero() || agent != v.AgentOf(mayAct)) {
 		return nil, errors.New("was not issued to the agent that brings it")
 	}
 	user := Ref{t.URL, t.subject}
@@ -292,9 +292,6 @@ func (v *Verifier) Subject(issuerURL string, claims map[string]any) string {
 	}
 	return subject
 }
-
-// AgentOf is the agent that an identity is one of.
-func (v *Verifier) AgentOf(r Ref) Ref { return v.agentOf(r) }
 
 // IDToken verifies an ID token that an issuer gave to Writ itself, as its client,
 // in answer to a request of Writ's own. ErrKeysUnavailable is not final.

@@ -222,7 +222,7 @@ func (v *Verifier) signOut(ctx context.Context, t unverified, event string, user
 		life = max(life, about.MaxAge)
 	}
 	if sid == "" { // accounts can be agents', too
-		user = v.agentOf(user)
+		user = v.AgentOf(user)
 	}
 	now := v.now()
 	return SignOut{

@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/writsec/writ/internal/strictjson"
@@ -26,9 +25,8 @@ type Token struct {
 }
 
 // Parse refuses everything that an honest signer does not send, before any key is
-// touched. The error says what is wrong and nothing of the token. allowed are header
-// members that are otherwise refused.
-func Parse(raw string, allowed ...string) (Token, error) {
+// touched. The error says what is wrong and nothing of the token.
+func Parse(raw string) (Token, error) {
 	if len(raw) > MaxSize {
 		return Token{}, fmt.Errorf("is longer than %d bytes", MaxSize)
 	}
@@ -47,7 +45,7 @@ func Parse(raw string, allowed ...string) (Token, error) {
 	// A key or an extension that the token brings along is never believed (RFC
 	// 8725 §3.10, RFC 7515 §4.1.11).
 	for _, name := range []string{"crit", "jwk", "jku", "x5u", "x5c", "b64", "zip"} {
-		if _, ok := t.Header[name]; ok && !slices.Contains(allowed, name) {
+		if _, ok := t.Header[name]; ok {
 			return Token{}, fmt.Errorf("has %s in its header, which Writ refuses", name)
 		}
 	}

@@ -45,15 +45,14 @@ func ParseKeys(data []byte) (Keys, error) {
 	}
 	keys := Keys{}
 	for _, raw := range set.Keys {
-		if key, ok := ParseKey(raw); ok {
+		if key, ok := parseKey(raw); ok {
 			keys = append(keys, key)
 		}
 	}
 	return keys, nil
 }
 
-// ParseKey reads one public JWK (RFC 7517 §4). ok is false for one that can't be used.
-func ParseKey(raw []byte) (key Key, ok bool) {
+func parseKey(raw []byte) (key Key, ok bool) {
 	var extra struct {
 		Ops []string `json:"key_ops"`
 	}

@@ -14,9 +14,9 @@ import (
 )
 
 // Expirer records the end of leases and sessions whose time is over, and forgets
-// old idempotency keys, sign-ins and what was left on pairs long enough ago. Nothing
-// depends on its speed: leases and sessions are
-// refused by their time alone.
+// old idempotency keys, sign-ins, sign-outs, what was good once only, and what was left
+// on pairs long enough ago. Nothing depends on its speed: leases and sessions are refused
+// by their time alone.
 type Expirer struct {
 	*Revoker
 	Logger *slog.Logger
