@@ -508,7 +508,7 @@ func (d *Decider) remember(ctx context.Context, tx Tx, req Request, s situation,
 
 // mint makes the secret of a committed lease.
 func (d *Decider) mint(ctx context.Context, answer Answer, l lease.Lease, act intent.Act) (Answer, error) {
-	secret, err := d.cfg.Minters[l.Minter].Mint(ctx, l, act)
+	made, err := d.cfg.Minters[l.Minter].Mint(ctx, lease.Order{Lease: l, Act: act})
 	if err != nil {
 		d.cfg.Metrics.Leases.WithLabelValues(l.Kind, "mint_failed").Inc()
 		endErr := d.cfg.Store.Update(context.WithoutCancel(ctx), func(tx Tx) error {
@@ -522,7 +522,7 @@ func (d *Decider) mint(ctx context.Context, answer Answer, l lease.Lease, act in
 	d.cfg.Metrics.Leases.WithLabelValues(l.Kind, "minted").Inc()
 	answer.Credential = &Credential{
 		Lease: l.ID, Kind: l.Kind, ExpiresAt: l.ExpiresAt, Revocability: l.Revocability, Precision: l.Precision,
-		Scope: l.Scope, Secret: secret,
+		Scope: l.Scope, Secret: made.Secret,
 	}
 	return answer, nil
 }

@@ -229,11 +229,11 @@ func (m *fakeMinter) Plan(w lease.Want) (lease.Grant, *lease.Refusal) {
 	return lease.Grant{Minter: "m", Kind: "fake", Scope: w.Scope, TTL: w.TTL, Revocability: "instant", Precision: "exact"}, m.refuse
 }
 
-func (m *fakeMinter) Mint(context.Context, lease.Lease, intent.Act) (lease.Secret, error) {
+func (m *fakeMinter) Mint(context.Context, lease.Order) (lease.Made, error) {
 	if m.fail.Load() {
-		return nil, errors.New("the target is down")
+		return lease.Made{}, errors.New("the target is down")
 	}
-	return lease.Secret{"password": fmt.Sprint("secret-", m.minted.Add(1))}, nil
+	return lease.Made{Secret: lease.Secret{"password": fmt.Sprint("secret-", m.minted.Add(1))}}, nil
 }
 
 // fakePhone answers every prompt as told, at the first poll.

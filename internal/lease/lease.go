@@ -6,12 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"time"
 
 	"github.com/writsec/writ/internal/audit"
-	"github.com/writsec/writ/internal/dpop"
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/id"
 	"github.com/writsec/writ/internal/identity"
@@ -40,9 +37,13 @@ type Lease struct {
 	IntentHash string
 	Grant
 	CreatedAt time.Time
-	ExpiresAt time.Time
-	EndedAt   time.Time // zero while active
-	EndReason string    // released, expired, session_ended, operator, restored, or one of the two below
+	// MintDeadline is until when it may be made at a target; the target refuses it later.
+	MintDeadline time.Time
+	ExpiresAt    time.Time
+	EndedAt      time.Time // zero while active
+	// Recall is what unmaking it needs beyond the rest; only those who unmake see it.
+	Recall    string
+	EndReason string // released, expired, session_ended, operator, restored, or one of the two below
 }
 
 // Ends after which the act was not begun with this credential.
@@ -53,71 +54,6 @@ const (
 
 // Alive reports whether the credential is good at now.
 func (l Lease) Alive(now time.Time) bool { return l.State == Active && now.Before(l.ExpiresAt) }
-
-// Grant is what a minter agreed to make.
-type Grant struct {
-	Minter       string         `json:"minter"`
-	Kind         string         `json:"kind"`
-	Scope        map[string]any `json:"scope"`
-	TTL          time.Duration  `json:"-"`
-	Revocability string         `json:"revocability"`
-	Precision    string         `json:"precision"`
-	// Cnf is the key that the caller proved to hold; the credential is bound to it where
-	// its kind can be (RFC 7800). nil for none.
-	Cnf *dpop.Confirmation `json:"cnf,omitempty"`
-}
-
-// Revocability says when a revoked credential stops working.
-const (
-	RevocableInstant    = "instant"    // at once, for everyone
-	RevocableIntrospect = "introspect" // at once for those who introspect, else at expiry
-	RevocableExpiry     = "expiry"     // at expiry
-)
-
-// Precision says how closely a credential fits the act.
-const (
-	PrecisionExact  = "exact"  // this act only
-	PrecisionCoarse = "coarse" // a group of acts that includes it
-)
-
-// Want is what policy asked a minter for.
-type Want struct {
-	Scope        map[string]any
-	TTL          time.Duration
-	Revocability string // the least; "" any
-	Precision    string // the least; "" any
-}
-
-// Refusal is why a minter will not make what policy wants: the reason of a deny.
-type Refusal struct{ Code, Message string }
-
-// Minter makes one kind of credential for one target.
-type Minter interface {
-	// Plan narrows what policy wants to what the configuration grants, or refuses. It
-	// touches nothing.
-	Plan(w Want) (Grant, *Refusal)
-	// Mint makes the secret of a lease that is committed.
-	Mint(ctx context.Context, l Lease, act intent.Act) (Secret, error)
-}
-
-// Secret is what the agent uses. It is never stored or logged.
-type Secret map[string]string
-
-// Format keeps a secret out of anything that package fmt writes, whatever the verb.
-func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[secret]") }
-
-// LogValue keeps a secret out of logs, in whose JSON it would be a plain map.
-func (Secret) LogValue() slog.Value { return slog.StringValue("[secret]") }
-
-// MeetsLeast reports whether what a credential offers is at least what policy
-// demands.
-func MeetsLeast(offers, least string) bool {
-	order := map[string]int{
-		"": 0, RevocableExpiry: 1, RevocableIntrospect: 2, RevocableInstant: 3,
-		PrecisionCoarse: 1, PrecisionExact: 2,
-	}
-	return order[offers] >= order[least]
-}
 
 // ErrStale says that a lease ended since it was read.
 var ErrStale = errors.New("lease changed since it was read")

@@ -10,7 +10,6 @@ import (
 
 	"github.com/writsec/writ/internal/dpop"
 	"github.com/writsec/writ/internal/identity"
-	"github.com/writsec/writ/internal/intent"
 	"github.com/writsec/writ/internal/lease"
 )
 
@@ -127,10 +126,11 @@ type resource struct {
 }
 
 // Mint implements lease.Minter.
-func (m *JWT) Mint(_ context.Context, l lease.Lease, act intent.Act) (lease.Secret, error) {
+func (m *JWT) Mint(_ context.Context, o lease.Order) (lease.Made, error) {
+	l, act := o.Lease, o.Act
 	scopes, err := grantedScopes(l.Scope)
 	if err != nil {
-		return nil, err
+		return lease.Made{}, err
 	}
 	parameters := act.Intent.Parameters
 	if parameters == nil {
@@ -148,13 +148,13 @@ func (m *JWT) Mint(_ context.Context, l lease.Lease, act intent.Act) (lease.Secr
 		}},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("mint jwt: %w", err)
+		return lease.Made{}, fmt.Errorf("mint jwt: %w", err)
 	}
 	token, err := m.Keys.sign(payload)
 	if err != nil {
-		return nil, fmt.Errorf("mint jwt: %w", err)
+		return lease.Made{}, fmt.Errorf("mint jwt: %w", err)
 	}
-	return lease.Secret{"token": token, "token_type": TokenType(l.Cnf)}, nil
+	return lease.Made{Secret: lease.Secret{"token": token, "token_type": TokenType(l.Cnf)}}, nil
 }
 
 // TokenType is how a token is to be shown (RFC 6749 §7.1, RFC 9449 §5).

@@ -116,10 +116,11 @@ func granted(now time.Time) (lease.Lease, intent.Act) {
 
 func mint(t *testing.T, m *minter.JWT, l lease.Lease, act intent.Act) string {
 	t.Helper()
-	secret, err := m.Mint(t.Context(), l, act)
+	made, err := m.Mint(t.Context(), lease.Order{Lease: l, Act: act})
 	if err != nil {
 		t.Fatal(err)
 	}
+	secret := made.Secret
 	if len(secret) != 2 || secret["token_type"] != "Bearer" {
 		t.Errorf("secret has %d members, type %q", len(secret), secret["token_type"])
 	}
@@ -249,7 +250,7 @@ func TestMintFromAStoredLease(t *testing.T) {
 		t.Error(d)
 	}
 	l.Scope = map[string]any{}
-	if _, err := m.Mint(t.Context(), l, act); err == nil {
+	if _, err := m.Mint(t.Context(), lease.Order{Lease: l, Act: act}); err == nil {
 		t.Error("minted without scopes")
 	}
 }
