@@ -27,6 +27,9 @@ var signatureAlgorithms = jws.Algorithms
 // minterName is what a policy writes to choose a minter.
 var minterName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
 
+// minterKinds are the blocks that a minter can have.
+var minterKinds = []string{"jwt"}
+
 // fill resolves file names against dir and sets the defaults that follow from
 // other values.
 func (c *Config) fill(dir string) {
@@ -442,14 +445,24 @@ func (c *Config) checkMinter(fail failFunc, name string, m Minter) {
 	if !minterName.MatchString(name) {
 		fail(key, "is a name that no policy can write, expected lower-case letters, digits, _ and -")
 	}
-	key += "."
-	fail.oneOf(key+"kind", m.Kind, "jwt")
+	switch set := m.kinds(); {
+	case len(set) == 0:
+		fail(key, "says not what it makes, expected one of the blocks %s", strings.Join(minterKinds, ", "))
+	case len(set) > 1:
+		fail(key, "has the blocks %s, expected one: a minter makes one kind", strings.Join(set, ", "))
+	}
+	fail.positive(key+".max_ttl", m.MaxTTL)
+	if m.JWT != nil {
+		c.checkJWT(fail, key+".jwt.", *m.JWT)
+	}
+}
+
+func (c *Config) checkJWT(fail failFunc, key string, m JWTMinter) {
 	self := func(is Issuer) bool { return is.Audience == m.Audience }
 	if fail.required(key+"audience", m.Audience) && (strings.TrimSuffix(m.Audience, "/") == c.ExternalURL || slices.ContainsFunc(c.Issuers, self)) {
 		fail(key+"audience", "is Writ itself; a minted token must never be good for Writ")
 	}
 	fail.noneEmpty(key+"scopes", m.Scopes)
-	fail.positive(key+"max_ttl", m.MaxTTL)
 }
 
 func (fail failFunc) required(key, v string) bool {

@@ -243,16 +243,29 @@ type SignIn struct {
 	Scopes []string `yaml:"scopes"`
 }
 
-// Minter makes credentials of one kind for one target.
+// Minter makes credentials of one kind for one target. The kind is the one block that
+// stands.
 type Minter struct {
-	// Kind is jwt.
-	Kind string `yaml:"kind"`
+	// MaxTTL is the longest that a credential can live.
+	MaxTTL time.Duration `yaml:"max_ttl"`
+	// JWT makes access tokens that Writ signs.
+	JWT *JWTMinter `yaml:"jwt"`
+}
+
+// kinds lists the blocks that stand.
+func (m Minter) kinds() (set []string) {
+	if m.JWT != nil {
+		set = append(set, "jwt")
+	}
+	return set
+}
+
+// JWTMinter makes access tokens (RFC 9068) for one resource server.
+type JWTMinter struct {
 	// Audience is the resource server that the credential is for.
 	Audience string `yaml:"audience"`
 	// Scopes is the most that a credential can carry.
 	Scopes []string `yaml:"scopes"`
-	// MaxTTL is the longest that it can live.
-	MaxTTL time.Duration `yaml:"max_ttl"`
 	// EnforcesDetails states that the audience checks authorization_details, which
 	// makes the credential good for the exact act only.
 	EnforcesDetails bool `yaml:"enforces_details"`

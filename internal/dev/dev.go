@@ -187,7 +187,8 @@ func (d *Dev) serverConfig(cfg Config) (config.Config, error) {
 		s := Service{ID: name + "-api", Secret: secret, Audience: "urn:" + name + ":api"}
 		d.Services[name] = s
 		c.Minters[name] = config.Minter{
-			Kind: "jwt", Audience: s.Audience, Scopes: scopes, MaxTTL: 5 * time.Minute, Introspects: true, EnforcesDetails: name != "crm",
+			MaxTTL: 5 * time.Minute,
+			JWT:    &config.JWTMinter{Audience: s.Audience, Scopes: scopes, Introspects: true, EnforcesDetails: name != "crm"},
 		}
 		c.Services = append(c.Services, config.Service{ID: s.ID, SecretFile: filepath.Join(cfg.Dir, file), Audience: s.Audience})
 	}

@@ -378,9 +378,11 @@ func newProviders(issuers []config.Issuer, v *identity.Verifier) (map[string]app
 func newMinters(cfg config.Config, keys *minter.Keys) map[string]lease.Minter {
 	out := map[string]lease.Minter{}
 	for name, m := range cfg.Minters {
-		out[name] = &minter.JWT{
-			Name: name, Issuer: cfg.ExternalURL, Audience: m.Audience, Scopes: m.Scopes, MaxTTL: m.MaxTTL,
-			EnforcesDetails: m.EnforcesDetails, Introspects: m.Introspects, Keys: keys,
+		if j := m.JWT; j != nil {
+			out[name] = &minter.JWT{
+				Name: name, Issuer: cfg.ExternalURL, Audience: j.Audience, Scopes: j.Scopes, MaxTTL: m.MaxTTL,
+				EnforcesDetails: j.EnforcesDetails, Introspects: j.Introspects, Keys: keys,
+			}
 		}
 	}
 	return out

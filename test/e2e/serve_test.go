@@ -50,9 +50,9 @@ issuers:
       client_secret_file: ciba.secret
 minters:
   crm:
-    kind: jwt
-    audience: urn:crm:api
-    scopes: [crm:read]
+    jwt:
+      audience: urn:crm:api
+      scopes: [crm:read]
 services:
   - id: crm-api
     secret_file: crm.secret
