@@ -47,6 +47,8 @@ const (
 	LeaseUsed    Kind = "lease.used" // a resource server introspected its token
 	LeaseRevoked Kind = "lease.revoked"
 
+	ServiceRevoked Kind = "service.revoked" // a resource server revoked a token
+
 	PolicyActivated Kind = "policy.activated"
 	PolicyRefused   Kind = "policy.refused"
 

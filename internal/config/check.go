@@ -119,6 +119,7 @@ func (c *Config) check(fail failFunc) {
 		fail("approvals.max_pending", "is %d, expected at least 1", c.Approvals.MaxPending)
 	}
 	c.Audit.check(fail)
+	c.Signing.check(fail)
 	if r := c.Retention.Records; r != 0 && r < 24*time.Hour {
 		fail("retention.records", "is %v, expected zero (for ever) or 24h and more: retries look for their decisions that long", r)
 	}
@@ -463,6 +464,11 @@ func (c *Config) checkJWT(fail failFunc, key string, m JWTMinter) {
 		fail(key+"audience", "is Writ itself; a minted token must never be good for Writ")
 	}
 	fail.noneEmpty(key+"scopes", m.Scopes)
+	fail.oneOf(key+"checks", m.Checks, "introspection", "status_list", "none")
+	asks := func(s Service) bool { return s.Audience == m.Audience }
+	if m.Checks == "introspection" && !slices.ContainsFunc(c.Services, asks) {
+		fail(key+"checks", "is introspection, but no entry of services has this audience: nobody could introspect")
+	}
 }
 
 func (fail failFunc) required(key, v string) bool {

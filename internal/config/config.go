@@ -47,6 +47,7 @@ type Config struct {
 	Agents    []AgentEntry      `yaml:"agents"`
 	Minters   map[string]Minter `yaml:"minters"`
 	Services  []Service         `yaml:"services"`
+	Signing   Signing           `yaml:"signing"`
 	Approvals Approvals         `yaml:"approvals"`
 	Audit     Audit             `yaml:"audit"`
 	Retention Retention         `yaml:"retention"`
@@ -269,9 +270,9 @@ type JWTMinter struct {
 	// EnforcesDetails states that the audience checks authorization_details, which
 	// makes the credential good for the exact act only.
 	EnforcesDetails bool `yaml:"enforces_details"`
-	// Introspects states that the audience introspects every token, so that
-	// revocation takes effect at once.
-	Introspects bool `yaml:"introspects"`
+	// Checks states how the audience learns that a token was revoked before its time:
+	// introspection of every token, status_list, or none.
+	Checks string `yaml:"checks"`
 }
 
 // Service is a resource server that may introspect tokens of its own audience.
@@ -359,6 +360,8 @@ func Default() Config {
 		},
 		Audit: Audit{Copies: Copies{Every: time.Minute}},
 		Log:   Log{Level: "info"},
+
+		Signing: Signing{Algorithm: "ES256", RotateEvery: 30 * 24 * time.Hour},
 	}
 }
 
@@ -367,6 +370,8 @@ func (i *Issuer) setDefaults() {
 }
 
 func (m *Minter) setDefaults() { m.MaxTTL = 5 * time.Minute }
+
+func (m *JWTMinter) setDefaults() { m.Checks = "none" }
 
 func (c *CIBA) setDefaults() {
 	c.ClientAuth, c.LoginHint, c.Timeout = "client_secret_basic", "{sub}", 40*time.Second

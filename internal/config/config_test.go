@@ -98,6 +98,7 @@ func TestDefaults(t *testing.T) {
 		Sessions:  config.Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour, Idle: 30 * time.Minute, Window: 24 * time.Hour},
 		Approvals: config.Approvals{ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute, MaxWait: 2 * time.Minute, MaxPending: 5},
 		Log:       config.Log{Level: "info"},
+		Signing:   config.Signing{Algorithm: "ES256", RotateEvery: 720 * time.Hour},
 		Issuers: []config.Issuer{{
 			Issuer: "https://idp.example", SpeaksFor: []config.Principal{config.User, config.Agent},
 			Token: "access_token", Audience: "https://writ.example", Algorithms: []string{"ES256"},
@@ -108,7 +109,7 @@ func TestDefaults(t *testing.T) {
 				Timeout: 40 * time.Second,
 			},
 		}},
-		Minters:  map[string]config.Minter{"crm": {MaxTTL: 5 * time.Minute, JWT: &config.JWTMinter{Audience: "https://crm.example"}}},
+		Minters:  map[string]config.Minter{"crm": {MaxTTL: 5 * time.Minute, JWT: &config.JWTMinter{Audience: "https://crm.example", Checks: "none"}}},
 		Services: []config.Service{{ID: "crm-api", SecretFile: in("secret"), Audience: "https://crm.example"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -170,8 +171,8 @@ func TestErrors(t *testing.T) {
 	const algs = "RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA"
 	for _, tt := range []struct{ name, old, new, want string }{
 		// YAML
-		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, listen, log, minters, ops_listen, policy, proxy_client_cert, retention, root_key_file, services, sessions, store, store_connections, store_password_file, tls"},
-		{"key in another case", "      audience: https://crm.example\nservices", "      audience: https://crm.example\n      Scopes: []\nservices", "writ.yaml:18: minters.crm.jwt.Scopes: unknown key, expected one of: audience, enforces_details, introspects, scopes"},
+		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, listen, log, minters, ops_listen, policy, proxy_client_cert, retention, root_key_file, services, sessions, signing, store, store_connections, store_password_file, tls"},
+		{"key in another case", "      audience: https://crm.example\nservices", "      audience: https://crm.example\n      Scopes: []\nservices", "writ.yaml:18: minters.crm.jwt.Scopes: unknown key, expected one of: audience, checks, enforces_details, scopes"},
 		{"key twice", "store: sqlite:writ.db\n", "store: sqlite:writ.db\nstore: x\n", "writ.yaml:3: store: stands a second time; first on line 2"},
 		{"minter twice", "minters:\n", "minters:\n  crm: {jwt: {audience: a}}\n", "writ.yaml:16: minters.crm: stands a second time; first on line 15"},
 		{"number for a string", "store: sqlite:writ.db", "store: 5", "writ.yaml:2: store: is 5, expected a string"},
@@ -331,6 +332,11 @@ func TestErrors(t *testing.T) {
 		{"minter for Writ", "audience: https://crm.example\nservices", "audience: https://writ.example/\nservices", "writ.yaml:17: minters.crm.jwt.audience: is Writ itself; a minted token must never be good for Writ"},
 		{"minter for Writ under its other name", "    audience: https://writ.example\n", "    audience: https://crm.example\n", "writ.yaml:17: minters.crm.jwt.audience: is Writ itself; a minted token must never be good for Writ"},
 		{"minter with an empty scope", "    jwt:\n", "    jwt:\n      scopes: [\"\"]\n", "writ.yaml:17: minters.crm.jwt.scopes[0]: is empty"},
+		{"minter whose audience checks otherwise", "    jwt:\n", "    jwt:\n      checks: maybe\n", `writ.yaml:17: minters.crm.jwt.checks: is "maybe", expected one of introspection, status_list, none`},
+		{"minter whose audience can't introspect", "      audience: https://crm.example\nservices", "      audience: https://hr.example\n      checks: introspection\nservices", "writ.yaml:18: minters.crm.jwt.checks: is introspection, but no entry of services has this audience: nobody could introspect"},
+		{"signing algorithm", "store:", "signing: {algorithm: RS256}\nstore:", `writ.yaml:2: signing.algorithm: is "RS256", expected one of ES256, EdDSA`},
+		{"signing keys too fast", "store:", "signing: {rotate_every: 59m}\nstore:", "writ.yaml:2: signing.rotate_every: is 59m0s, expected zero (never by itself) or 1h0m0s to 8784h0m0s"},
+		{"signing keys back in time", "store:", "signing: {rotate_every: -1h}\nstore:", "writ.yaml:2: signing.rotate_every: is -1h0m0s, expected zero (never by itself) or 1h0m0s to 8784h0m0s"},
 		{"minter without TTL", "    jwt:\n", "    max_ttl: 0s\n    jwt:\n", "writ.yaml:16: minters.crm.max_ttl: is 0s, expected more than zero"},
 		{"minter's name", "  crm:\n", "  Crm.x:\n", "writ.yaml:16: minters.Crm.x: is a name that no policy can write, expected lower-case letters, digits, _ and -"},
 		{"service without id", "  - id: crm-api\n    secret_file", "  - secret_file", "writ.yaml:19: services[0].id: is missing"},
@@ -457,6 +463,7 @@ func TestExample(t *testing.T) {
 		"sessions":        {cfg.Sessions, least.Sessions},
 		"approvals":       {cfg.Approvals, least.Approvals},
 		"log":             {cfg.Log, least.Log},
+		"signing":         {cfg.Signing, least.Signing},
 		"token":           {cfg.Issuers[0].Token, least.Issuers[0].Token},
 		"max_age":         {cfg.Issuers[0].MaxAge, least.Issuers[0].MaxAge},
 		"clock_leeway":    {cfg.Issuers[0].ClockLeeway, least.Issuers[0].ClockLeeway},

@@ -49,6 +49,8 @@ type Config struct {
 	Listen, OpsListen, IDPListen string
 	// IDPKey signs the embedded provider's tokens; nil for a fresh one.
 	IDPKey *ecdsa.PrivateKey
+	// Change edits Writ's configuration before it starts; nil for none.
+	Change func(*config.Config)
 	Logger *slog.Logger
 }
 
@@ -116,6 +118,9 @@ func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
 	wc, err := d.serverConfig(cfg)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.Change != nil {
+		cfg.Change(&wc)
 	}
 	if err := writeConfig(filepath.Join(cfg.Dir, "writ.yaml"), wc); err != nil {
 		return nil, err
@@ -188,7 +193,7 @@ func (d *Dev) serverConfig(cfg Config) (config.Config, error) {
 		d.Services[name] = s
 		c.Minters[name] = config.Minter{
 			MaxTTL: 5 * time.Minute,
-			JWT:    &config.JWTMinter{Audience: s.Audience, Scopes: scopes, Introspects: true, EnforcesDetails: name != "crm"},
+			JWT:    &config.JWTMinter{Audience: s.Audience, Scopes: scopes, Checks: "introspection", EnforcesDetails: name != "crm"},
 		}
 		c.Services = append(c.Services, config.Service{ID: s.ID, SecretFile: filepath.Join(cfg.Dir, file), Audience: s.Audience})
 	}

@@ -21,6 +21,8 @@ import (
 	"github.com/writsec/writ/internal/sqlstore"
 )
 
+var es256 = minter.Rotation{Algorithm: "ES256", Life: time.Hour}
+
 const (
 	issuer   = "https://writ.example"
 	audience = "https://crm.example"
@@ -39,7 +41,7 @@ func newKeys(t *testing.T) *minter.Keys {
 	t.Helper()
 	s := openStore(t, filepath.Join(t.TempDir(), "writ.db"))
 	defer func() { _ = s.Close() }()
-	k, err := minter.LoadKeys(t.Context(), s)
+	k, err := minter.LoadKeys(t.Context(), s, es256)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,10 +69,15 @@ func TestPlan(t *testing.T) {
 		{"a second", nil, lease.Want{Scope: read, TTL: time.Second}, lease.Grant{TTL: time.Second, Revocability: "expiry", Precision: "coarse"}, ""},
 		{"less than a second", nil, lease.Want{Scope: read, TTL: time.Second - 1}, lease.Grant{}, "credential_ttl"},
 		{"no time", nil, lease.Want{Scope: read}, lease.Grant{}, "credential_ttl"},
-		{"revocability that is there", func(m *minter.JWT) { m.Introspects = true }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "introspect"},
+		{"revocability that is there", func(m *minter.JWT) { m.Checks = minter.CheckIntrospection }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "introspect"},
 			lease.Grant{TTL: time.Minute, Revocability: "introspect", Precision: "coarse"}, ""},
 		{"revocability that is not", nil, lease.Want{Scope: read, TTL: time.Minute, Revocability: "introspect"}, lease.Grant{}, "credential_revocability"},
-		{"instant", func(m *minter.JWT) { m.Introspects = true }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "instant"}, lease.Grant{}, "credential_revocability"},
+		{"a status list", func(m *minter.JWT) { m.Checks = minter.CheckStatusList }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "status"},
+			lease.Grant{TTL: time.Minute, Revocability: "status", Precision: "coarse"}, ""},
+		{"more than a status list", func(m *minter.JWT) { m.Checks = minter.CheckStatusList }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "introspect"}, lease.Grant{}, "credential_revocability"},
+		{"more than a status list needs", func(m *minter.JWT) { m.Checks = minter.CheckIntrospection }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "status"},
+			lease.Grant{TTL: time.Minute, Revocability: "introspect", Precision: "coarse"}, ""},
+		{"instant", func(m *minter.JWT) { m.Checks = minter.CheckIntrospection }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "instant"}, lease.Grant{}, "credential_revocability"},
 		{"precision that is there", func(m *minter.JWT) { m.EnforcesDetails = true }, lease.Want{Scope: read, TTL: time.Minute, Precision: "exact"},
 			lease.Grant{TTL: time.Minute, Revocability: "expiry", Precision: "exact"}, ""},
 		{"precision that is not", nil, lease.Want{Scope: read, TTL: time.Minute, Precision: "exact"}, lease.Grant{}, "credential_precision"},
@@ -216,7 +223,7 @@ func TestKeyStaysAcrossRestarts(t *testing.T) {
 	load := func() *minter.Keys {
 		s := openStore(t, path)
 		defer func() { _ = s.Close() }()
-		k, err := minter.LoadKeys(t.Context(), s)
+		k, err := minter.LoadKeys(t.Context(), s, es256)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -252,6 +259,34 @@ func TestMintFromAStoredLease(t *testing.T) {
 	l.Scope = map[string]any{}
 	if _, err := m.Mint(t.Context(), lease.Order{Lease: l, Act: act}); err == nil {
 		t.Error("minted without scopes")
+	}
+}
+
+func TestEdDSA(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "writ.db"))
+	defer func() { _ = s.Close() }()
+	keys, err := minter.LoadKeys(t.Context(), s, minter.Rotation{Algorithm: "EdDSA"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, act := granted(time.Now())
+	token := mint(t, newMinter(keys), l, act)
+	key := keys.JWKS().Keys[0]
+	if key.Algorithm != "EdDSA" || !key.IsPublic() {
+		t.Errorf("published %+v", key)
+	}
+	v := oidc.NewVerifier(issuer, &oidc.StaticKeySet{PublicKeys: []crypto.PublicKey{key.Key}}, &oidc.Config{
+		ClientID: audience, SupportedSigningAlgs: []string{"EdDSA"},
+	})
+	if _, err := v.Verify(t.Context(), token); err != nil {
+		t.Error(err)
+	}
+	if _, id, ok := keys.Claims(token, audience); !ok || id != l.ID {
+		t.Error("its own token is refused")
+	}
+	if _, err := minter.LoadKeys(t.Context(), s, minter.Rotation{Algorithm: "HS256"}); err == nil {
+		t.Error("a key for an algorithm that is none of ours")
 	}
 }
 

@@ -92,7 +92,11 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	if s.identity, err = newIdentity(ctx, cfg, s.store, log); err != nil {
 		return nil, err
 	}
-	keys, err := minter.LoadKeys(ctx, s.store)
+	keys, err := minter.LoadKeys(ctx, s.store, RotationOf(cfg))
+	if err != nil {
+		return nil, err
+	}
+	status, err := newStatusLists(ctx, cfg, s.store, keys)
 	if err != nil {
 		return nil, err
 	}
@@ -122,14 +126,14 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Identity: s.identity,
 		Decider: decision.New(decision.Config{
 			Identity: s.identity, Policy: s.policy, Store: sqlstore.For[decision.Tx](s.store), Approvals: approvals,
-			Providers: providers, Minters: newMinters(cfg, keys), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
+			Providers: providers, Minters: newMinters(cfg, keys, status), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
 			PromptLife: cfg.Approvals.ExpiresIn, MaxPending: cfg.Approvals.MaxPending, Keeper: keeper, Halted: s.stuck.Load, Metrics: metrics, Logger: log,
 		}),
 		SignIns:   signIns,
 		Sessions:  &session.Manager{Store: sqlstore.For[session.Tx](s.store), Settings: settings},
 		Approvals: approvals,
 		Revoker:   revoker,
-		Keys:      keys, Leases: sqlstore.For[lease.Tx](s.store), Uses: uses, Services: services,
+		Keys:      keys, Status: status, Leases: sqlstore.For[lease.Tx](s.store), Uses: uses, Services: services,
 		Evidence: sqlstore.For[httpapi.EvidenceTx](s.store), Search: sqlstore.For[httpapi.SearchTx](s.store),
 		Policy: s.policy, Now: s.store.Now,
 		ExternalURL: cfg.ExternalURL, BehindProxy: cfg.BehindProxy, ProxyClientCert: cfg.ProxyClientCert, MaxWait: cfg.Approvals.MaxWait,
@@ -375,13 +379,13 @@ func newProviders(issuers []config.Issuer, v *identity.Verifier) (map[string]app
 	return out, nil
 }
 
-func newMinters(cfg config.Config, keys *minter.Keys) map[string]lease.Minter {
+func newMinters(cfg config.Config, keys *minter.Keys, status *minter.StatusLists) map[string]lease.Minter {
 	out := map[string]lease.Minter{}
 	for name, m := range cfg.Minters {
 		if j := m.JWT; j != nil {
 			out[name] = &minter.JWT{
 				Name: name, Issuer: cfg.ExternalURL, Audience: j.Audience, Scopes: j.Scopes, MaxTTL: m.MaxTTL,
-				EnforcesDetails: j.EnforcesDetails, Introspects: j.Introspects, Keys: keys,
+				EnforcesDetails: j.EnforcesDetails, Checks: minter.Checks(j.Checks), Keys: keys, Status: status,
 			}
 		}
 	}

@@ -32,7 +32,7 @@ func (m *Metrics) begin() {
 	} {
 		m.ProviderCalls.WithLabelValues("poll", outcome)
 	}
-	for _, event := range []string{"minted", "mint_failed", "reissued", "released", "expired", "session_ended", "operator"} {
+	for _, event := range []string{"minted", "mint_failed", "reissued", "released", "expired", "session_ended", "operator", "revoked_by_service"} {
 		m.Leases.WithLabelValues("jwt", event)
 	}
 	for _, kind := range []string{"update", "view"} {

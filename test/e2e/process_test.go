@@ -135,7 +135,7 @@ func install(t testing.TB, p *idp.IdP, changes ...func(settings)) *writ {
 		w.write(name+".secret", secretOf(name)+"\n")
 		minters[name] = map[string]any{
 			"max_ttl": "5m",
-			"jwt":     map[string]any{"audience": audience(name), "scopes": scopes, "introspects": true, "enforces_details": true},
+			"jwt":     map[string]any{"audience": audience(name), "scopes": scopes, "checks": "introspection", "enforces_details": true},
 		}
 		services = append(services, map[string]any{"id": name + "-api", "secret_file": name + ".secret", "audience": audience(name)})
 	}
