@@ -117,6 +117,9 @@ func (k *Keys) Refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(set.signers) > 0 {
+		k.current.Store(set) // whatever becomes of the next one
+	}
 	if len(set.signers) == 0 || k.due(set.signers[0].activeAt, k.store.Now()) {
 		err := k.add(ctx, func(believed []StoredKey, now time.Time) bool {
 			return len(believed) == 0 || k.due(believed[len(believed)-1].ActiveAt, now)

@@ -33,13 +33,13 @@ func TestServiceRevokesOneToken(t *testing.T) {
 		}
 		es, err := tx.Unsequenced(t.Context(), 100)
 		for _, e := range es {
-			switch {
-			case e.Kind == audit.ServiceRevoked:
+			switch e.Kind {
+			case audit.ServiceRevoked:
 				services = append(services, e.Lease+" "+e.Detail["service"].(string))
 				if e.User != alice.Ref || e.Agent != x.Ref || e.Operator != (identity.Ref{}) {
 					t.Errorf("%+v", e)
 				}
-			case e.Kind == audit.LeaseRevoked:
+			case audit.LeaseRevoked:
 				ends = append(ends, e.Lease)
 			}
 		}
