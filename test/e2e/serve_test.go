@@ -79,7 +79,7 @@ services:
 		"no algorithm":        {"algorithms: [RS256]", "algorithms: [none]", 13, "expected one of RS256"},
 		"unknown principal":   {"[user, agent]", "[user, robot]", 11, "expected user, agent, operator or service"},
 		"credentials for Writ": {
-			"    audience: urn:crm:api\n    scopes", "    audience: http://127.0.0.1:20001\n    scopes", 20, "must never be good for Writ",
+			"      audience: urn:crm:api\n      scopes", "      audience: http://127.0.0.1:20001\n      scopes", 20, "must never be good for Writ",
 		},
 		"not YAML": {"policy:\n", "policy\n", 6, ""},
 	} {
