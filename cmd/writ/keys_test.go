@@ -11,7 +11,7 @@ import (
 func TestListKeys(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-	at := func(h time.Duration) time.Time { return now.Add(h * time.Hour) }
+	at := func(hours int) time.Time { return now.Add(time.Duration(hours) * time.Hour) }
 	keys := []sqlstore.Key{
 		{ID: "data-1", Purpose: sqlstore.DataKey, CreatedAt: at(-9), ActiveAt: at(-9)},
 		{ID: "data-2", Purpose: sqlstore.DataKey, CreatedAt: at(-8), ActiveAt: at(-8)}, // the one before still opens what it sealed

@@ -52,8 +52,8 @@ func (k *keyShelf) AddSigningKey(
 func TestVerifiersKnowEveryKeyInTime(t *testing.T) {
 	t.Parallel()
 	const life = 20 * time.Minute
-	for seed := range uint64(4) {
-		r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // G404: to be repeated
+	for seed := range uint64(2) {
+		r := rand.New(rand.NewPCG(seed, 0)) // to be repeated
 		shelf := &keyShelf{now: time.Unix(1_700_000_000, 0), until: map[string]time.Time{}}
 		rotation := minter.Rotation{Algorithm: []string{"ES256", "EdDSA"}[seed%2], Every: time.Hour, Life: life}
 		type replica struct {
