@@ -112,8 +112,8 @@ func (w *writ) get(path string) []byte {
 	return body
 }
 
-// ask gets a token as alice's agent does.
-func (w *writ) ask() string {
+// ask gets a token as alice's agent does. Asking again by the same key is a retry.
+func (w *writ) ask(key string) string {
 	w.t.Helper()
 	res, err := http.Get(w.IDP.Issuer() + "/dev/token?user=alice&agent=sales-agent") //nolint:noctx // as above
 	if err != nil {
@@ -126,7 +126,7 @@ func (w *writ) ask() string {
 	}
 	c := client.New(w.URL, client.StaticToken(string(token)))
 	a, err := c.Decide(w.t.Context(), client.Request{
-		Intent: client.Intent{Action: action}, Resource: client.Resource{Type: "crm.opportunity", ID: "opp-42"},
+		Intent: client.Intent{Action: action}, Resource: client.Resource{Type: "crm.opportunity", ID: "opp-42"}, IdempotencyKey: key,
 	})
 	if err != nil || a.Credential == nil || a.Credential.Revocability != "status" {
 		w.t.Fatalf("%+v %v", a, err)
@@ -206,11 +206,16 @@ func tampered(t *testing.T, token string) string {
 func TestStockLibrariesVerify(t *testing.T) {
 	w := start(t)
 	const good = "good for " + action
-	asked, ended := w.ask(), w.ask()
+	asked, ended := w.ask("1"), w.ask("2")
 	w.revoke(ended)
 	soon := time.Now().Add(time.Minute)
-	tokens := map[string]string{"as asked": asked, "revoked": ended, "a status list": string(w.get("/status/1"))}
-	want := map[string]string{"as asked": good, "revoked": "revoked", "a status list": "refused"}
+	tokens := map[string]string{
+		"as asked": asked, "revoked": ended, "replaced by a retry": w.ask("3"), "of the retry": w.ask("3"),
+		"a status list": string(w.get("/status/1")),
+	}
+	want := map[string]string{
+		"as asked": good, "revoked": "revoked", "replaced by a retry": "revoked", "of the retry": good, "a status list": "refused",
+	}
 	stranger, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
