@@ -48,6 +48,7 @@ type Config struct {
 	Minters   map[string]Minter `yaml:"minters"`
 	Services  []Service         `yaml:"services"`
 	Signing   Signing           `yaml:"signing"`
+	Leases    Leases            `yaml:"leases"`
 	Approvals Approvals         `yaml:"approvals"`
 	Audit     Audit             `yaml:"audit"`
 	Retention Retention         `yaml:"retention"`
@@ -249,6 +250,8 @@ type SignIn struct {
 type Minter struct {
 	// MaxTTL is the longest that a credential can live.
 	MaxTTL time.Duration `yaml:"max_ttl"`
+	// MaxActive is how many may be out at a time; zero is no bound.
+	MaxActive int `yaml:"max_active"`
 	// JWT makes access tokens that Writ signs.
 	JWT *JWTMinter `yaml:"jwt"`
 }
@@ -273,6 +276,13 @@ type JWTMinter struct {
 	// Checks states how the audience learns that a token was revoked before its time:
 	// introspection of every token, status_list, or none.
 	Checks string `yaml:"checks"`
+}
+
+// Leases bounds how many credentials may be out at a time; zero is no bound.
+type Leases struct {
+	PerSession int `yaml:"per_session"`
+	PerUser    int `yaml:"per_user"`
+	PerAgent   int `yaml:"per_agent"`
 }
 
 // Service is a resource server that may introspect tokens of its own audience.
@@ -354,6 +364,7 @@ func Default() Config {
 		Durability: "disk", StoreConnections: 16,
 		Policy:   Policy{Query: "data.writ.decision", AdminQuery: "data.writ.admin", Deadline: 100 * time.Millisecond},
 		Sessions: Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour, Idle: 30 * time.Minute, Window: 24 * time.Hour},
+		Leases:   Leases{PerSession: 100, PerUser: 500, PerAgent: 10_000},
 		Approvals: Approvals{
 			ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute,
 			MaxWait: 2 * time.Minute, MaxPending: 5,

@@ -111,6 +111,7 @@ func TestDefaults(t *testing.T) {
 		}},
 		Minters:  map[string]config.Minter{"crm": {MaxTTL: 5 * time.Minute, JWT: &config.JWTMinter{Audience: "https://crm.example", Checks: "none"}}},
 		Services: []config.Service{{ID: "crm-api", SecretFile: in("secret"), Audience: "https://crm.example"}},
+		Leases:   config.Leases{PerSession: 100, PerUser: 500, PerAgent: 10000},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -171,7 +172,7 @@ func TestErrors(t *testing.T) {
 	const algs = "RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA"
 	for _, tt := range []struct{ name, old, new, want string }{
 		// YAML
-		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, listen, log, minters, ops_listen, policy, proxy_client_cert, retention, root_key_file, services, sessions, signing, store, store_connections, store_password_file, tls"},
+		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, leases, listen, log, minters, ops_listen, policy, proxy_client_cert, retention, root_key_file, services, sessions, signing, store, store_connections, store_password_file, tls"},
 		{"key in another case", "      audience: https://crm.example\nservices", "      audience: https://crm.example\n      Scopes: []\nservices", "writ.yaml:18: minters.crm.jwt.Scopes: unknown key, expected one of: audience, checks, enforces_details, scopes"},
 		{"key twice", "store: sqlite:writ.db\n", "store: sqlite:writ.db\nstore: x\n", "writ.yaml:3: store: stands a second time; first on line 2"},
 		{"minter twice", "minters:\n", "minters:\n  crm: {jwt: {audience: a}}\n", "writ.yaml:16: minters.crm: stands a second time; first on line 15"},
@@ -327,7 +328,7 @@ func TestErrors(t *testing.T) {
 		{"CIBA message too long", "      client_id: writ\n", "      client_id: writ\n      binding_message: {max_length: 1001}\n", "writ.yaml:13: issuers[0].ciba.binding_message.max_length: is 1001, expected 4 to 1000"},
 		{"CIBA without timeout", "      client_id: writ\n", "      client_id: writ\n      timeout: 0s\n", "writ.yaml:13: issuers[0].ciba.timeout: is 0s, expected more than zero"},
 		{"minter of no kind", "    jwt:\n      audience: https://crm.example\n", "    max_ttl: 1m\n", "writ.yaml:16: minters.crm: says not what it makes, expected one of the blocks jwt"},
-		{"minter as of before", "    jwt:\n", "    kind: jwt\n    jwt:\n", "writ.yaml:16: minters.crm.kind: unknown key, expected one of: jwt, max_ttl"},
+		{"minter as of before", "    jwt:\n", "    kind: jwt\n    jwt:\n", "writ.yaml:16: minters.crm.kind: unknown key, expected one of: jwt, max_active, max_ttl"},
 		{"minter without audience", "    jwt:\n      audience: https://crm.example\n", "    jwt: {}\n", "writ.yaml:16: minters.crm.jwt.audience: is missing"},
 		{"minter for Writ", "audience: https://crm.example\nservices", "audience: https://writ.example/\nservices", "writ.yaml:17: minters.crm.jwt.audience: is Writ itself; a minted token must never be good for Writ"},
 		{"minter for Writ under its other name", "    audience: https://writ.example\n", "    audience: https://crm.example\n", "writ.yaml:17: minters.crm.jwt.audience: is Writ itself; a minted token must never be good for Writ"},

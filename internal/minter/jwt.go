@@ -60,7 +60,7 @@ func (c Checks) revocability() string {
 func (m *JWT) Plan(w lease.Want) (lease.Grant, *lease.Refusal) {
 	g := lease.Grant{
 		Minter: m.Name, Kind: JWTKind, TTL: min(w.TTL, m.MaxTTL),
-		Revocability: m.Checks.revocability(), Precision: lease.PrecisionCoarse,
+		Revocability: m.Checks.revocability(), Precision: lease.PrecisionCoarse, Renewable: true,
 	}
 	if m.EnforcesDetails {
 		g.Precision = lease.PrecisionExact
@@ -166,7 +166,7 @@ func (m *JWT) Mint(ctx context.Context, o lease.Order) (lease.Made, error) {
 	payload, err := json.Marshal(claims{
 		Issuer: m.Issuer, Audience: m.Audience,
 		Subject: l.User.String(), SubID: subID{"iss_sub", l.User.Issuer, l.User.ID}, Act: l.Agent, ClientID: l.Agent.ID,
-		IssuedAt: l.CreatedAt.Unix(), Expires: l.ExpiresAt.Unix(), ID: l.ID, Session: l.Session,
+		IssuedAt: m.Keys.store.Now().Unix(), Expires: l.ExpiresAt.Unix(), ID: l.ID, Session: l.Session,
 		Scope: strings.Join(scopes, " "), Cnf: l.Cnf, Status: status,
 		Details: []details{{
 			Type: "writ_intent", Actions: []string{act.Intent.Action}, Identifier: act.Resource.ID,

@@ -30,7 +30,12 @@ const (
 
 func openStore(t *testing.T, path string) *sqlstore.Store {
 	t.Helper()
-	s, err := sqlstore.Open(t.Context(), sqlstore.Config{URL: "sqlite:" + path, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+	return openStoreAt(t, path, time.Now)
+}
+
+func openStoreAt(t *testing.T, path string, now func() time.Time) *sqlstore.Store {
+	t.Helper()
+	s, err := sqlstore.Open(t.Context(), sqlstore.Config{URL: "sqlite:" + path, Now: now, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +105,7 @@ func TestPlan(t *testing.T) {
 			}
 			continue
 		}
-		c.grant.Minter, c.grant.Kind, c.grant.Scope = "crm", "jwt", map[string]any{"scopes": []string{"crm.read"}}
+		c.grant.Minter, c.grant.Kind, c.grant.Scope, c.grant.Renewable = "crm", "jwt", map[string]any{"scopes": []string{"crm.read"}}, true
 		if d := cmp.Diff(c.grant, got); d != "" || refusal != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", c.name, refusal, d)
 		}
@@ -139,7 +144,13 @@ func mint(t *testing.T, m *minter.JWT, l lease.Lease, act intent.Act) string {
 func TestClaimsAreExactlyThese(t *testing.T) {
 	t.Parallel()
 	l, act := granted(time.Unix(1_700_000_000, 900e6))
-	token := mint(t, newMinter(newKeys(t)), l, act)
+	s := openStoreAt(t, filepath.Join(t.TempDir(), "writ.db"), func() time.Time { return l.CreatedAt.Add(7 * time.Second) })
+	defer func() { _ = s.Close() }()
+	keys, err := minter.LoadKeys(t.Context(), s, es256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := mint(t, newMinter(keys), l, act) // renewed: its lease is older
 	raw, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
 	if err != nil {
 		t.Fatal(err)
@@ -154,7 +165,7 @@ func TestClaimsAreExactlyThese(t *testing.T) {
 	want := map[string]any{
 		"iss": issuer, "aud": audience, "sub": "https://idp.example#alice",
 		"sub_id": map[string]any{"format": "iss_sub", "iss": "https://idp.example", "sub": "alice"},
-		"act":    agent, "client_id": "crm-agent", "iat": json.Number("1700000000"), "exp": json.Number("1700000060"),
+		"act":    agent, "client_id": "crm-agent", "iat": json.Number("1700000007"), "exp": json.Number("1700000060"),
 		"jti": "lea_1", "sid": "ses_1", "scope": "crm.read crm.write",
 		"authorization_details": []any{map[string]any{
 			"type": "writ_intent", "actions": []any{"crm.opportunity.update"}, "identifier": "crm",

@@ -166,8 +166,8 @@ func TestStatusFollowsTheLease(t *testing.T) {
 	t.Parallel()
 	p := newPlaces()
 	s := newLists(t, p)
-	good, bad := issue(t, s, "lea_good"), issue(t, s, "lea_bad")
-	if good.List.URI != issuer+"/status/1" || good == bad {
+	good, bad, renewed := issue(t, s, "lea_good"), issue(t, s, "lea_bad"), issue(t, s, "lea_bad")
+	if good.List.URI != issuer+"/status/1" || good == bad || bad == renewed {
 		t.Fatalf("%+v and %+v", good, bad)
 	}
 	want := func(when string, g, b byte) {
@@ -175,8 +175,10 @@ func TestStatusFollowsTheLease(t *testing.T) {
 		if got := bit(t, s, 1, good); got != g {
 			t.Errorf("%s, the good one is %d", when, got)
 		}
-		if got := bit(t, s, 1, bad); got != b {
-			t.Errorf("%s, the bad one is %d", when, got)
+		for _, r := range []reference{bad, renewed} {
+			if got := bit(t, s, 1, r); got != b {
+				t.Errorf("%s, the bad one is %d", when, got)
+			}
 		}
 	}
 	want("both alive", 0, 0)

@@ -5,29 +5,25 @@ import (
 
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/fault"
-	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
 )
-
-// byService is why a lease ended whose token a resource server revoked.
-const byService = "revoked_by_service"
 
 // RevokeToken ends the lease of a token that a resource server revokes (RFC 7009). One
 // that is unknown or has ended is as good as revoked.
 func (r *Revoker) RevokeToken(ctx context.Context, service, leaseID string) error {
 	var l lease.Lease
-	var ended bool
+	var ended lease.Ended
 	err := r.update(ctx, func(ctx context.Context, tx Tx) (err error) {
-		ended = false
+		ended = nil
 		l, err = tx.Lease(ctx, leaseID)
-		switch {
-		case fault.Is(err, fault.NotFound):
+		if fault.Is(err, fault.NotFound) {
 			return nil
-		case err != nil || l.State != lease.Active:
+		}
+		if err != nil {
 			return err
 		}
-		ended = true
-		if err := lease.End(ctx, tx, l, byService, identity.Ref{}); err != nil {
+		ended, err = lease.EndOne(ctx, tx, l, lease.End{Reason: lease.EndService})
+		if err != nil || ended.Total() == 0 {
 			return err
 		}
 		return audit.Append(ctx, tx, audit.Entry{
@@ -35,8 +31,8 @@ func (r *Revoker) RevokeToken(ctx context.Context, service, leaseID string) erro
 			Detail: map[string]any{"service": service},
 		})
 	})
-	if err == nil && ended {
-		r.Metrics.Leases.WithLabelValues(l.Kind, byService).Inc()
+	if err == nil && ended.Total() > 0 {
+		r.Metrics.Leases.WithLabelValues(l.Kind, lease.EndService).Inc()
 	}
 	return err
 }

@@ -21,7 +21,7 @@ func TestServiceRevokesOneToken(t *testing.T) {
 		revoke(w.leaseOf["alice-x"])
 	}
 	revoke("lea_unknown")
-	if _, err := w.revoker.Revoke(t.Context(), operator, revocation.Scope{Lease: w.leaseOf["bob-x"]}, ""); err != nil {
+	if _, err := w.revoke(t.Context(), revocation.Scope{Kind: revocation.OfLease, Value: w.leaseOf["bob-x"]}, ""); err != nil {
 		t.Fatal(err)
 	}
 	revoke(w.leaseOf["bob-x"]) // ended by another

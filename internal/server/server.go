@@ -115,6 +115,8 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	})
 	uses := &lease.Uses{Store: sqlstore.For[audit.Tx](s.store), Logger: log}
 	revoker := &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics}
+	minters := newMinters(cfg, keys, status)
+	work := newLeaseWork(minters, s.store, metrics, log)
 	settings := session.Settings{
 		DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge, Idle: cfg.Sessions.Idle, Window: cfg.Sessions.Window,
 	}
@@ -126,7 +128,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Identity: s.identity,
 		Decider: decision.New(decision.Config{
 			Identity: s.identity, Policy: s.policy, Store: sqlstore.For[decision.Tx](s.store), Approvals: approvals,
-			Providers: providers, Minters: newMinters(cfg, keys, status), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
+			Providers: providers, Minters: minters, Breakers: work.breakers, Limits: leaseLimits(cfg), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
 			PromptLife: cfg.Approvals.ExpiresIn, MaxPending: cfg.Approvals.MaxPending, Keeper: keeper, Halted: s.stuck.Load, Metrics: metrics, Logger: log,
 		}),
 		SignIns:   signIns,
@@ -142,7 +144,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	expirer := &revocation.Expirer{
 		Revoker: revoker, Logger: log, KeepRecords: cfg.Retention.Records, KeepInputs: cfg.Retention.Inputs,
 	}
-	s.loops = []func(context.Context) error{s.policy.Run, s.identity.Run, approvals.Run, expirer.Run, s.watch(metrics, keys, root)}
+	s.loops = []func(context.Context) error{s.policy.Run, s.identity.Run, approvals.Run, expirer.Run, work.worker.Run, work.surveys.Run, s.watch(metrics, keys, root)}
 	s.last = []func(context.Context) error{uses.Run, s.newSequencer(hostOf(cfg), metrics).Run, s.newCopier(cfg.Audit.Copies, metrics).Run}
 
 	if s.api, err = listen(cfg.Listen, handler, cfg.Approvals.MaxWait+30*time.Second, log); err != nil {
@@ -377,19 +379,6 @@ func newProviders(issuers []config.Issuer, v *identity.Verifier) (map[string]app
 		})
 	}
 	return out, nil
-}
-
-func newMinters(cfg config.Config, keys *minter.Keys, status *minter.StatusLists) map[string]lease.Minter {
-	out := map[string]lease.Minter{}
-	for name, m := range cfg.Minters {
-		if j := m.JWT; j != nil {
-			out[name] = &minter.JWT{
-				Name: name, Issuer: cfg.ExternalURL, Audience: j.Audience, Scopes: j.Scopes, MaxTTL: m.MaxTTL,
-				EnforcesDetails: j.EnforcesDetails, Checks: minter.Checks(j.Checks), Keys: keys, Status: status,
-			}
-		}
-	}
-	return out
 }
 
 func newServices(services []config.Service) ([]httpapi.Service, error) {

@@ -45,12 +45,12 @@ func (s *Store) PutStatus(ctx context.Context, place int64, lease string, until 
 }
 
 // BadStatus implements minter.StatusStore. A lease that is not there any more is not
-// active.
+// active, nor is one that an operator's revocation has stopped and not ended yet.
 func (s *Store) BadStatus(ctx context.Context, from, to int64) (bad []int64, err error) {
 	err = s.View(ctx, func(tx *Tx) (err error) {
 		bad, err = some(ctx, tx, "read status list", scanInt, `SELECT place FROM status_entries AS e
 			WHERE place >= $1 AND place < $2 AND until > $3
-			AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.id = e.lease AND leases.state = 'active')`, from, to, micros(tx.now))
+			AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.id = e.lease AND leases.state = 'active' AND NOT `+leaseHalted+`)`, from, to, micros(tx.now))
 		return err
 	})
 	return bad, err

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/writsec/writ/internal/id"
-	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
+	"github.com/writsec/writ/internal/revocation"
 )
 
 func TestStatusPlaces(t *testing.T) {
@@ -52,7 +52,7 @@ func TestStatusPlaces(t *testing.T) {
 		same(t, []int64{11}, places(0, 15))
 		f.in(func(tx *Tx) error {
 			for _, l := range []lease.Lease{revoked, over} {
-				if err := lease.End(f.ctx, tx, l, "operator", identity.Ref{}); err != nil {
+				if _, err := lease.EndOne(f.ctx, tx, l, lease.End{Reason: lease.EndOperator}); err != nil {
 					return err
 				}
 			}
@@ -65,6 +65,13 @@ func TestStatusPlaces(t *testing.T) {
 		if first, next, err := f.StatusPlaces(f.ctx); first != 2 || next != 15 || err != nil {
 			t.Errorf("%d to %d, %v", first, next, err)
 		}
+		// What the kill switch has stopped is bad before it is ended.
+		f.in(func(tx *Tx) error {
+			return tx.InsertRevocation(f.ctx, revocation.Revocation{
+				ID: id.New(id.Revocation), At: f.Now(), Scope: revocation.Scope{Kind: revocation.OfSession, Value: s.ID},
+			})
+		})
+		same(t, []int64{2, 3, 11, 12}, places(0, 15))
 		f.clock.Add(time.Hour)
 		if n, err := f.ReserveStatus(f.ctx, 1); n != 15 || err != nil {
 			t.Fatal(n, err)

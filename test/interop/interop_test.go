@@ -45,10 +45,16 @@ type writ struct {
 	keys map[string]*minter.Keys // by algorithm, each signing
 }
 
-// later sees the store as it will be when the next key signs.
-type later struct{ minter.KeyStore }
+// early lets the next key sign before its time.
+type early struct{ minter.KeyStore }
 
-func (l later) Now() time.Time { return l.KeyStore.Now().Add(minter.KeyLead) }
+func (e early) SigningKeys(ctx context.Context) ([]minter.StoredKey, error) {
+	keys, err := e.KeyStore.SigningKeys(ctx)
+	for i := range keys {
+		keys[i].ActiveAt = keys[i].ActiveAt.Add(-minter.KeyLead)
+	}
+	return keys, err
+}
 
 func start(t *testing.T) *writ {
 	t.Helper()
@@ -83,7 +89,7 @@ func start(t *testing.T) *writ {
 	if _, _, err := minter.Rotate(t.Context(), store, r, false); err != nil {
 		t.Fatal(err)
 	}
-	next, err := minter.LoadKeys(t.Context(), later{store}, r)
+	next, err := minter.LoadKeys(t.Context(), early{store}, r)
 	if err != nil {
 		t.Fatal(err)
 	}
