@@ -51,6 +51,8 @@ var ocsfKinds = map[audit.Kind]mapping{
 	audit.LeaseUsed:    {ocsfRead, 1, 1},
 	audit.LeaseRevoked: {ocsfDelete, 1, 1},
 
+	audit.ServiceRevoked: {ocsfDelete, 2, 1},
+
 	audit.PolicyActivated: {ocsfUpdate, 1, 1},
 	audit.PolicyRefused:   {ocsfUpdate, 3, 2},
 

@@ -61,6 +61,7 @@ var phrases = map[audit.Kind]string{
 	audit.LeaseActive:         "credential made",
 	audit.LeaseUsed:           "credential seen in use",
 	audit.LeaseRevoked:        "credential revoked",
+	audit.ServiceRevoked:      "token revoked by a service",
 	audit.PolicyActivated:     "policy activated",
 	audit.PolicyRefused:       "policy refused",
 	audit.OperatorRevoked:     "kill switch pulled",
