@@ -69,6 +69,11 @@ func (c *Config) fill(dir string) {
 	for i := range c.Services {
 		abs(&c.Services[i].SecretFile)
 	}
+	for _, m := range c.Minters {
+		if m.OAuth != nil {
+			m.OAuth.fill(abs, c.ExternalURL)
+		}
+	}
 }
 
 // failFunc reports that the value of a key cannot work.
@@ -443,6 +448,11 @@ func (c *Config) checkMinter(fail failFunc, name string, m Minter) {
 		fail(key, "is a name that no policy can write, expected lower-case letters, digits, _ and -")
 	}
 	key += "."
+	if m.OAuth != nil {
+		fail.positive(key+"max_ttl", m.MaxTTL)
+		c.checkOAuth(fail, key+"oauth.", m)
+		return
+	}
 	fail.oneOf(key+"kind", m.Kind, "jwt")
 	self := func(is Issuer) bool { return is.Audience == m.Audience }
 	if fail.required(key+"audience", m.Audience) && (strings.TrimSuffix(m.Audience, "/") == c.ExternalURL || slices.ContainsFunc(c.Issuers, self)) {

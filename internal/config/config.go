@@ -259,6 +259,8 @@ type Minter struct {
 	// Introspects states that the audience introspects every token, so that
 	// revocation takes effect at once.
 	Introspects bool `yaml:"introspects"`
+	// OAuth gets tokens of a target's own authorization server.
+	OAuth *OAuth `yaml:"oauth"`
 }
 
 // Service is a resource server that may introspect tokens of its own audience.

@@ -46,6 +46,7 @@ type keySet struct {
 	signers []signer // newest first
 	public  jose.JSONWebKeySet
 	byID    map[string]jose.JSONWebKey
+	private map[string]jose.JSONWebKey // for Assert
 }
 
 type signer struct {
@@ -79,7 +80,7 @@ func (k *Keys) Refresh(ctx context.Context) error {
 	if len(stored) == 0 {
 		return errors.New("load signing keys: there is none")
 	}
-	set := &keySet{byID: map[string]jose.JSONWebKey{}}
+	set := &keySet{byID: map[string]jose.JSONWebKey{}, private: map[string]jose.JSONWebKey{}}
 	for _, s := range stored {
 		parsed, err := x509.ParsePKCS8PrivateKey(s.PKCS8)
 		if err != nil {
@@ -97,6 +98,7 @@ func (k *Keys) Refresh(ctx context.Context) error {
 		public := key.Public()
 		set.public.Keys = append(set.public.Keys, public)
 		set.byID[s.ID] = public
+		set.private[s.ID] = key
 		set.signers = append([]signer{{js, s.ID, s.ActiveAt}}, set.signers...)
 	}
 	k.current.Store(set)

@@ -122,7 +122,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Identity: s.identity,
 		Decider: decision.New(decision.Config{
 			Identity: s.identity, Policy: s.policy, Store: sqlstore.For[decision.Tx](s.store), Approvals: approvals,
-			Providers: providers, Minters: newMinters(cfg, keys), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
+			Providers: providers, Minters: newMinters(cfg, keys, s.store.Now), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
 			PromptLife: cfg.Approvals.ExpiresIn, MaxPending: cfg.Approvals.MaxPending, Keeper: keeper, Halted: s.stuck.Load, Metrics: metrics, Logger: log,
 		}),
 		SignIns:   signIns,
@@ -375,9 +375,13 @@ func newProviders(issuers []config.Issuer, v *identity.Verifier) (map[string]app
 	return out, nil
 }
 
-func newMinters(cfg config.Config, keys *minter.Keys) map[string]lease.Minter {
+func newMinters(cfg config.Config, keys *minter.Keys, now func() time.Time) map[string]lease.Minter {
 	out := map[string]lease.Minter{}
 	for name, m := range cfg.Minters {
+		if m.OAuth != nil {
+			out[name] = newOAuth(name, m, cfg.ExternalURL, keys, now)
+			continue
+		}
 		out[name] = &minter.JWT{
 			Name: name, Issuer: cfg.ExternalURL, Audience: m.Audience, Scopes: m.Scopes, MaxTTL: m.MaxTTL,
 			EnforcesDetails: m.EnforcesDetails, Introspects: m.Introspects, Keys: keys,

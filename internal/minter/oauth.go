@@ -1,0 +1,488 @@
+package minter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/jws"
+	"github.com/writsec/writ/internal/lease"
+)
+
+// OAuthKind is the kind of credential that OAuth mints.
+const OAuthKind = "oauth"
+
+// The grants by which OAuth gets a token.
+const (
+	TokenExchange = "token_exchange" // RFC 8693
+	JWTBearer     = "jwt_bearer"     // RFC 7523 §2.1
+)
+
+const (
+	grantTypes  = "urn:ietf:params:oauth:grant-type:"
+	tokenTypes  = "urn:ietf:params:oauth:token-type:"
+	accessToken = tokenTypes + "access_token"
+	jwtType     = tokenTypes + "jwt"
+)
+
+// OAuth gets access tokens of a target's own authorization server: in exchange for the
+// token of the request's user, at the identity provider that issued it, or for an
+// assertion of Writ's, at a target that trusts Writ as an issuer. It asks once; whether
+// a lost answer had a token in it nobody knows, so nothing here tries again.
+type OAuth struct {
+	Name   string // of this minter in the configuration
+	MaxTTL time.Duration
+	Grant  string
+	// Issuer is the one whose users it is for, and whose tokens it exchanges; "" any,
+	// which only an Assertion can be.
+	Issuer string
+	// TokenEndpoint is found by discovery of Issuer where it is "".
+	TokenEndpoint string
+	// JSON sends parameters as a JSON object, as some targets want, not as a form.
+	JSON   bool
+	Client OAuthClient
+	// Scopes is the most that is asked for; without any, none is, and the target alone
+	// says what a token can do.
+	Scopes        []string
+	Audience      string
+	Resource      string
+	RequestedType string // requested_token_type
+	SubjectType   string // subject_token_type
+	// Parameters are further ones that the target wants.
+	Parameters map[string]string
+	// Assertion is what is shown; nil, the request's subject token.
+	Assertion *OAuthAssertion
+	// Actor is shown besides, in an exchange.
+	Actor *OAuthActor
+	// TokenTTL is the longest that the target's tokens live. EndsWithAssertion says that
+	// they never outlive the assertion instead, so that Writ chooses.
+	TokenTTL          time.Duration
+	EndsWithAssertion bool
+	// EnforcesDetails: authorization_details of the act are sent, and the target's
+	// resource servers hold to them, so a token is good for its act only.
+	EnforcesDetails bool
+	// Returns lists members of the answer that the agent gets besides the token.
+	Returns []string
+	// Revocation is how a token is ended; nil, only time does.
+	Revocation *OAuthRevocation
+	// Introspection is where the end can be seen (RFC 7662), "" nowhere.
+	Introspection string
+
+	Keys *Keys
+	HTTP *http.Client // made by identity.NewHTTPClient
+	Now  func() time.Time
+
+	known             atomic.Pointer[oauthMetadata]
+	minting, revoking pause
+}
+
+// OAuthClient is what Writ is at the target.
+type OAuthClient struct {
+	ID string // "" for none
+	// Auth is client_secret_basic, client_secret_post, private_key_jwt or none.
+	Auth string
+	// Secret reads the client's secret, each time, so that it can be replaced.
+	Secret func() (string, error)
+	// KeyFile signs private_key_jwt instead of Writ's own key.
+	KeyFile string
+	// Audience of private_key_jwt; "" the endpoint that is called.
+	Audience string
+}
+
+// OAuthActor is the actor_token of an exchange: who acts for the subject.
+type OAuthActor struct {
+	// TokenFile holds it. Without, Writ signs an assertion that names the agent.
+	TokenFile string
+	Type      string // actor_token_type
+	Assertion *OAuthAssertion
+}
+
+// OAuthRevocation ends tokens by RFC 7009.
+type OAuthRevocation struct {
+	// Endpoint is found by discovery of Issuer where it is "".
+	Endpoint string
+	// TakesEffect is the revocability that it gives.
+	TakesEffect string
+}
+
+const (
+	// mintSlack is what a lease must have beyond the life of a token that can't be
+	// ended: the time until its Mint must be over, and a second lost to rounding.
+	mintSlack = mintTime + 2*time.Second
+	mintTime  = 10 * time.Second
+	// skew is how far a target's clock may be behind where it ends a token with its
+	// assertion.
+	skew = 5 * time.Second
+	// leastAssertion is the shortest useful life of such a token.
+	leastAssertion = 15 * time.Second
+	// undoTime bounds the attempt to end what was made but can't be used.
+	undoTime = 3 * time.Second
+)
+
+// lasting says that a token goes on working until it ends by itself, at least for some.
+func (m *OAuth) lasting() bool {
+	return m.Revocation == nil || m.Revocation.TakesEffect != lease.RevocableInstant
+}
+
+// Plan implements lease.Minter. The scope that policy wants has one member, scopes, or
+// none where the minter asks for no scopes.
+func (m *OAuth) Plan(w lease.Want) (lease.Grant, *lease.Refusal) {
+	g := lease.Grant{
+		Minter: m.Name, Kind: OAuthKind, TTL: min(w.TTL, m.MaxTTL), Scope: map[string]any{}, Outside: true,
+		Revocability: lease.RevocableExpiry, Precision: lease.PrecisionCoarse,
+	}
+	if m.Revocation != nil {
+		g.Revocability = m.Revocation.TakesEffect
+	}
+	if m.EnforcesDetails {
+		g.Precision = lease.PrecisionExact
+	}
+	if m.Assertion == nil && !w.SubjectToken {
+		return g, &lease.Refusal{Code: "credential_subject_token", Message: fmt.Sprintf(
+			"Minter %s exchanges the user's token, and the request brings none; send it as subject_token", m.Name)}
+	}
+	if refusal := m.planScope(&g, w); refusal != nil {
+		return g, refusal
+	}
+	if refusal := m.planTTL(&g); refusal != nil {
+		return g, refusal
+	}
+	switch {
+	case !lease.MeetsLeast(g.Revocability, w.Revocability):
+		return g, &lease.Refusal{Code: "credential_revocability", Message: fmt.Sprintf(
+			"Policy demands revocability %q; minter %s offers %q", w.Revocability, m.Name, g.Revocability)}
+	case !lease.MeetsLeast(g.Precision, w.Precision):
+		return g, &lease.Refusal{Code: "credential_precision", Message: fmt.Sprintf(
+			"Policy demands precision %q; minter %s offers %q", w.Precision, m.Name, g.Precision)}
+	}
+	return g, nil
+}
+
+func (m *OAuth) planScope(g *lease.Grant, w lease.Want) *lease.Refusal {
+	if len(m.Scopes) == 0 {
+		if len(w.Scope) > 0 {
+			return &lease.Refusal{Code: "credential_scope", Message: fmt.Sprintf(
+				"Minter %s asks for no scopes, so policy must give its credential the scope {}", m.Name)}
+		}
+		return nil
+	}
+	scopes, ok := scopesOf(w.Scope)
+	if !ok {
+		return &lease.Refusal{Code: "credential_scope", Message: fmt.Sprintf(
+			`Policy must give a credential of minter %s the scope {"scopes": ["…"]} and nothing else`, m.Name)}
+	}
+	for _, s := range scopes {
+		if !slices.Contains(m.Scopes, s) {
+			return &lease.Refusal{Code: "credential_scope", Message: fmt.Sprintf("Policy wants the scope %q, which minter %s does not grant", s, m.Name)}
+		}
+	}
+	g.Scope["scopes"] = scopes
+	return nil
+}
+
+// planTTL makes a lease as long as its token, and refuses one that would be over before
+// a token is that can't be ended.
+func (m *OAuth) planTTL(g *lease.Grant) *lease.Refusal {
+	least := time.Second
+	switch whole := m.TokenTTL + mintSlack; {
+	case m.EndsWithAssertion:
+		least = leastAssertion
+	case m.TokenTTL == 0:
+	case m.lasting():
+		least = whole
+		fallthrough
+	default:
+		if g.TTL > whole {
+			g.TTL = whole
+		}
+	}
+	if g.TTL < least {
+		return &lease.Refusal{Code: "credential_ttl", Message: fmt.Sprintf(
+			"Policy wants a credential that lives %v; the tokens of minter %s can't end so soon: it needs %v", g.TTL, m.Name, least)}
+	}
+	return nil
+}
+
+// Mint implements lease.Minter. Where it made a token that it can't hand out, it tries
+// to end it, and returns Recall beside the error.
+func (m *OAuth) Mint(ctx context.Context, o lease.Order) (lease.Made, error) {
+	made, err := m.mint(ctx, o)
+	if err != nil {
+		return made, fmt.Errorf("mint oauth: %w", err)
+	}
+	return made, nil
+}
+
+func (m *OAuth) mint(ctx context.Context, o lease.Order) (lease.Made, error) {
+	now := m.Now()
+	if err := m.check(o, now); err != nil {
+		return lease.Made{}, err
+	}
+	form, err := m.request(o, now)
+	if err != nil {
+		return lease.Made{}, err
+	}
+	endpoint, err := m.endpoint(ctx, m.TokenEndpoint, func(md *oauthMetadata) string { return md.Token })
+	if err != nil {
+		return lease.Made{}, err
+	}
+	body, err := m.ask(ctx, &m.minting, endpoint, form, m.JSON)
+	if err != nil {
+		return lease.Made{}, err
+	}
+	a, err := readAnswer(body)
+	if err == nil {
+		err = m.accept(a, o, form)
+	}
+	received := m.Now()
+	made := lease.Made{Recall: m.recall(a, received).String()}
+	if err == nil {
+		err = m.endsInTime(a, o.Lease, received)
+	}
+	var secret lease.Secret
+	if err == nil {
+		secret, err = m.secret(a, received)
+	}
+	if err != nil {
+		m.undo(ctx, made.Recall)
+		return made, err
+	}
+	made.Secret = secret
+	return made, nil
+}
+
+// check refuses, before the target is touched, what must not be sent or could not be
+// used.
+func (m *OAuth) check(o lease.Order, now time.Time) error {
+	l := o.Lease
+	if m.Issuer != "" && l.User.Issuer != m.Issuer {
+		return errors.New("the user is of another issuer than this minter's")
+	}
+	if m.Assertion == nil {
+		// Writ verified it; here is only made sure that it goes to nobody but its issuer.
+		t, err := jws.Parse(o.SubjectToken)
+		if err != nil {
+			return errors.New("the request brings no subject token")
+		}
+		claims, err := t.Claims()
+		if err != nil || claims["iss"] != m.Issuer {
+			return errors.New("the subject token is of another issuer than this minter's")
+		}
+	}
+	left := l.ExpiresAt.Sub(now)
+	switch {
+	case m.EndsWithAssertion && left <= skew:
+		return errors.New("the lease is nearly over")
+	case m.lasting() && !m.EndsWithAssertion && m.TokenTTL > left:
+		return fmt.Errorf("a token would outlive its lease: the target's live %v and can't be ended, the lease has %v", m.TokenTTL, left.Round(time.Second))
+	}
+	return nil
+}
+
+// request is the parameters of the token request.
+func (m *OAuth) request(o lease.Order, now time.Time) (map[string]string, error) {
+	form := maps.Clone(m.Parameters)
+	if form == nil {
+		form = map[string]string{}
+	}
+	set := func(name, value string) {
+		if value != "" {
+			form[name] = value
+		}
+	}
+	shown := o.SubjectToken
+	if a := m.Assertion; a != nil {
+		until := now.Add(a.TTL)
+		if m.EndsWithAssertion {
+			until = o.Lease.ExpiresAt.Add(-skew)
+		}
+		var err error
+		if shown, err = a.sign(m.Keys, o.Lease, o.Lease.ID, now, until, map[string]any{"act": o.Lease.Agent}); err != nil {
+			return nil, err
+		}
+	}
+	set("audience", m.Audience)
+	set("resource", m.Resource)
+	if len(m.Scopes) > 0 {
+		scopes, err := grantedScopes(o.Lease.Scope)
+		if err != nil {
+			return nil, err
+		}
+		set("scope", strings.Join(scopes, " "))
+	}
+	if m.EnforcesDetails {
+		d, err := json.Marshal([]details{detailsOf(o)})
+		if err != nil {
+			return nil, fmt.Errorf("authorization_details: %w", err)
+		}
+		set("authorization_details", string(d))
+	}
+	if m.Grant == JWTBearer {
+		set("grant_type", grantTypes+"jwt-bearer")
+		set("assertion", shown)
+		return form, nil
+	}
+	set("grant_type", grantTypes+"token-exchange")
+	set("subject_token", shown)
+	set("subject_token_type", m.SubjectType)
+	set("requested_token_type", m.RequestedType)
+	if m.Actor != nil {
+		token, err := m.Actor.token(m.Keys, o.Lease, now)
+		if err != nil {
+			return nil, err
+		}
+		set("actor_token", token)
+		set("actor_token_type", m.Actor.Type)
+	}
+	return form, nil
+}
+
+func (a *OAuthActor) token(keys *Keys, l lease.Lease, now time.Time) (string, error) {
+	if a.TokenFile == "" {
+		return a.Assertion.sign(keys, l, l.ID+"-actor", now, now.Add(a.Assertion.TTL), nil)
+	}
+	data, err := os.ReadFile(a.TokenFile)
+	if err != nil {
+		return "", fmt.Errorf("read actor.token_file: %w", err)
+	}
+	token := strings.TrimSpace(string(data))
+	if !visible(token, maxToken) {
+		return "", errors.New("read actor.token_file: it holds no token")
+	}
+	return token, nil
+}
+
+// detailsOf is the exact act, as JWT says it.
+func detailsOf(o lease.Order) details {
+	parameters := o.Act.Intent.Parameters
+	if parameters == nil {
+		parameters = map[string]any{}
+	}
+	r := o.Act.Resource
+	return details{
+		Type: "writ_intent", Actions: []string{o.Act.Intent.Action}, Identifier: r.ID,
+		Resource: resource{r.Type, r.ID, r.Properties}, Parameters: parameters, IntentHash: o.Lease.IntentHash,
+	}
+}
+
+// accept holds an answer to what was asked for: a token that is wider, or of another
+// kind, is not what was decided.
+func (m *OAuth) accept(a answer, o lease.Order, form map[string]string) error {
+	bearer := strings.EqualFold(a.tokenType, "Bearer")
+	// RFC 8693 §2.2.1: what is no access token has no way of being used as one.
+	other := m.Grant == TokenExchange && m.RequestedType != "" && m.RequestedType != accessToken && strings.EqualFold(a.tokenType, "N_A")
+	if !bearer && !other {
+		return errors.New("the target's token_type is not Bearer")
+	}
+	if m.Grant == TokenExchange {
+		switch {
+		case m.RequestedType != "" && a.issuedType != m.RequestedType,
+			m.RequestedType == "" && a.issuedType != accessToken && a.issuedType != jwtType:
+			return errors.New("the target's issued_token_type is not what was asked for")
+		}
+	}
+	if asked, ok := form["scope"]; ok && a.scope != nil {
+		for s := range strings.FieldsSeq(*a.scope) {
+			if !slices.Contains(strings.Fields(asked), s) {
+				return errors.New("the target granted a scope that was not asked for")
+			}
+		}
+	}
+	if a.refresh != "" && m.Revocation == nil {
+		return errors.New("the target sent a refresh token, which was not asked for and can't be revoked; turn that off at the target")
+	}
+	if m.EnforcesDetails && !confirmed(a.details, detailsOf(o)) {
+		return errors.New("the target did not confirm the authorization_details (RFC 9396 §7)")
+	}
+	return nil
+}
+
+// confirmed says that the details which the target granted are those of the act alone.
+func confirmed(granted []any, want details) bool {
+	if len(granted) != 1 {
+		return false
+	}
+	d, _ := granted[0].(map[string]any)
+	actions, _ := d["actions"].([]any)
+	return d["type"] == want.Type && d["intent_hash"] == want.IntentHash && d["identifier"] == want.Identifier &&
+		len(actions) == 1 && actions[0] == want.Actions[0]
+}
+
+// endsInTime refuses a token that would go on working after its lease.
+func (m *OAuth) endsInTime(a answer, l lease.Lease, received time.Time) error {
+	switch {
+	case !m.lasting():
+		return nil
+	case a.life == 0:
+		return errors.New("the target does not say how long the token lives (expires_in), and it can't be ended")
+	case received.Add(a.life).After(l.ExpiresAt):
+		return fmt.Errorf("the target's token lives %v, beyond its lease, and can't be ended", a.life)
+	}
+	return nil
+}
+
+// secret is what the agent gets. The token's own end is there where the target told it,
+// since it can be earlier than the lease's.
+func (m *OAuth) secret(a answer, received time.Time) (lease.Secret, error) {
+	s := lease.Secret{"token": a.token, "token_type": "Bearer"}
+	if !strings.EqualFold(a.tokenType, "Bearer") {
+		s["token_type"] = "N_A"
+	}
+	if a.life > 0 {
+		s["expires_at"] = received.Add(a.life).UTC().Truncate(time.Second).Format(time.RFC3339)
+	}
+	if a.scope != nil && visible(strings.ReplaceAll(*a.scope, " ", ""), maxMember) {
+		s["scope"] = *a.scope
+	}
+	for _, name := range m.Returns {
+		v, ok := a.all[name].(string)
+		if !ok || !visible(v, maxMember) {
+			return nil, fmt.Errorf("the target's answer has no usable %s", name)
+		}
+		s[name] = v
+	}
+	return s, nil
+}
+
+// oauthMetadata is what is needed of RFC 8414 §2.
+type oauthMetadata struct {
+	Token      string `json:"token_endpoint"`
+	Revocation string `json:"revocation_endpoint"`
+
+	until time.Time
+}
+
+const oauthMetadataAge = 10 * time.Minute
+
+// endpoint is a configured one, or one that the issuer's metadata name. Metadata that
+// can't be read again are believed on: tokens must stay revocable.
+func (m *OAuth) endpoint(ctx context.Context, configured string, pick func(*oauthMetadata) string) (string, error) {
+	if configured != "" {
+		return configured, nil
+	}
+	md := m.known.Load()
+	if md == nil || !m.Now().Before(md.until) {
+		fresh := &oauthMetadata{until: m.Now().Add(oauthMetadataAge)}
+		switch err := identity.Discover(ctx, m.HTTP, m.Issuer, fresh); {
+		case err == nil:
+			md = fresh
+			m.known.Store(md)
+		case md == nil:
+			return "", err
+		}
+	}
+	at := pick(md)
+	if at == "" || !identity.Trustworthy(m.Issuer, at) {
+		return "", errors.New("discover: the issuer's metadata name no https endpoint for this; set it in the configuration")
+	}
+	return at, nil
+}
