@@ -27,6 +27,8 @@ type OAuth struct {
 	Client   OAuthClient `yaml:"client"`
 	// Scopes is the most that is asked for.
 	Scopes []string `yaml:"scopes"`
+	// ImpliedScopes are those that the target grants unasked. Any other is refused.
+	ImpliedScopes []string `yaml:"implied_scopes"`
 	// Audience and Resource say what the token is for, as the target knows it.
 	Audience string `yaml:"audience"`
 	Resource string `yaml:"resource"`
@@ -166,14 +168,22 @@ func (c *Config) checkOAuth(fail failFunc, key string, m Minter) {
 	}
 	o.checkEndpoints(fail, key)
 	o.Client.check(fail, key+"client.")
-	for i, s := range o.Scopes {
-		if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
-			fail(fmt.Sprintf("%sscopes[%d]", key, i), "is %q, which is no scope", s)
-		}
+	fail.scopes(key+"scopes", o.Scopes)
+	fail.scopes(key+"implied_scopes", o.ImpliedScopes)
+	if len(o.ImpliedScopes) > 0 && len(o.Scopes) == 0 {
+		fail(key+"implied_scopes", "has no effect without scopes")
 	}
 	o.checkParameters(fail, key)
 	c.checkAssertions(fail, key, o)
 	o.checkLife(fail, key, m.MaxTTL)
+}
+
+func (fail failFunc) scopes(key string, scopes []string) {
+	for i, s := range scopes {
+		if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
+			fail(fmt.Sprintf("%s[%d]", key, i), "is %q, which is no scope", s)
+		}
+	}
 }
 
 func (o *OAuth) checkEndpoints(fail failFunc, key string) {

@@ -52,7 +52,9 @@ type OAuth struct {
 	Client OAuthClient
 	// Scopes is the most that is asked for; without any, none is, and the target alone
 	// says what a token can do.
-	Scopes        []string
+	Scopes []string
+	// ImpliedScopes are those that the target adds by itself.
+	ImpliedScopes []string
 	Audience      string
 	Resource      string
 	RequestedType string // requested_token_type
@@ -392,7 +394,7 @@ func (m *OAuth) accept(a answer, o lease.Order, form map[string]string) error {
 	}
 	if asked, ok := form["scope"]; ok && a.scope != nil {
 		for s := range strings.FieldsSeq(*a.scope) {
-			if !slices.Contains(strings.Fields(asked), s) {
+			if !slices.Contains(strings.Fields(asked), s) && !slices.Contains(m.ImpliedScopes, s) {
 				return errors.New("the target granted a scope that was not asked for")
 			}
 		}

@@ -23,7 +23,7 @@ import (
 
 const (
 	maxAnswer = 64 << 10 // bytes of a target's answer
-	maxToken  = 32 << 10 // bytes of a token
+	maxToken  = 16 << 10 // bytes of a token
 	maxMember = 4 << 10  // bytes of anything else that is handed on
 	maxLife   = 400 * 24 * time.Hour
 	// maxPause bounds how long a target can have itself left alone: Retry-After must not

@@ -19,7 +19,7 @@ func newOAuth(name string, m config.Minter, externalURL string, keys *minter.Key
 			ID: c.Client.ID, Auth: c.Client.Auth, KeyFile: c.Client.KeyFile, Audience: c.Client.Audience,
 			Secret: func() (string, error) { return config.Secret(c.Client.SecretFile) },
 		},
-		Scopes: c.Scopes, Audience: c.Audience, Resource: c.Resource,
+		Scopes: c.Scopes, ImpliedScopes: c.ImpliedScopes, Audience: c.Audience, Resource: c.Resource,
 		RequestedType: c.RequestedTokenType, SubjectType: c.SubjectTokenType, Parameters: c.Parameters,
 		TokenTTL: c.TokenTTL, EndsWithAssertion: c.EndsWithAssertion, EnforcesDetails: c.EnforcesDetails,
 		Returns: c.Returns, Introspection: c.IntrospectionEndpoint,
