@@ -108,7 +108,7 @@ type OAuthRevocation struct {
 }
 
 const (
-	tokenTypes   = "urn:ietf:params:oauth:token-type:"
+	typeURI      = "urn:ietf:params:oauth:token-type:"
 	maxAssertion = 10 * time.Minute // the longest that an assertion can be exchanged
 )
 
@@ -120,7 +120,7 @@ func (c *OAuthClient) setDefaults() { c.Auth = "client_secret_basic" }
 
 func (a *OAuthAssertion) setDefaults() { a.TTL = time.Minute }
 
-func (a *OAuthActor) setDefaults() { a.TokenType, a.Subject = tokenTypes+"jwt", "{agent}" }
+func (a *OAuthActor) setDefaults() { a.TokenType, a.Subject = typeURI+"jwt", "{agent}" }
 
 // fill sets what follows from other values.
 func (o *OAuth) fill(abs func(*string), externalURL string) {
@@ -136,9 +136,9 @@ func (o *OAuth) fill(abs func(*string), externalURL string) {
 		abs(&a.TokenFile)
 	}
 	if o.SubjectTokenType == "" && o.Grant == "token_exchange" {
-		o.SubjectTokenType = tokenTypes + "access_token"
+		o.SubjectTokenType = typeURI + "access_token"
 		if o.Assertion != nil {
-			o.SubjectTokenType = tokenTypes + "jwt"
+			o.SubjectTokenType = typeURI + "jwt"
 		}
 	}
 }
@@ -287,7 +287,7 @@ func (o *OAuth) checkParameters(fail failFunc, key string) {
 		}
 		return
 	}
-	if o.RequestedTokenType == tokenTypes+"refresh_token" {
+	if o.RequestedTokenType == typeURI+"refresh_token" {
 		fail(key+"requested_token_type", "is a refresh token, which outlives every lease")
 	}
 }

@@ -29,9 +29,9 @@ const (
 
 const (
 	grantTypes  = "urn:ietf:params:oauth:grant-type:"
-	tokenTypes  = "urn:ietf:params:oauth:token-type:"
-	accessToken = tokenTypes + "access_token"
-	jwtType     = tokenTypes + "jwt"
+	typeURI     = "urn:ietf:params:oauth:token-type:"
+	accessToken = typeURI + "access_token"
+	jwtType     = typeURI + "jwt"
 )
 
 // OAuth gets access tokens of a target's own authorization server: in exchange for the

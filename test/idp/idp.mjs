@@ -279,7 +279,8 @@ function providerConfig(keys) {
     findAccount: (_ctx, id) => (Object.hasOwn(users, id)
       ? { accountId: id, claims: () => ({ sub: id, ...claimsOf(id) }) }
       : undefined),
-    extraTokenClaims: (_ctx, token) => (token.accountId ? claimsOf(token.accountId) : undefined),
+    extraTokenClaims: (ctx, token) => (token.accountId
+      ? { ...claimsOf(token.accountId), ...(actors.has(ctx) ? { act: actors.get(ctx) } : {}) } : undefined),
     interactions: { url: (_ctx, interaction) => `/interaction/${interaction.uid}` },
     ttl: {
       AccessToken: config.token_ttl,
@@ -380,6 +381,9 @@ async function pingFetch(url, { method, headers, body }) {
 
 // ---------------------------------------------------------------- exchange
 
+// actors are who acts, by the request that shows it.
+const actors = new WeakMap();
+
 // publicHalf keeps what a verifier may know of a JWK.
 const publicHalf = ({ kty, kid, alg, use, n, e, crv, x, y }) => JSON.parse(JSON.stringify({ kty, kid, alg, use, n, e, crv, x, y }));
 
@@ -408,10 +412,10 @@ function addExchange(provider, keys) {
       issuer: provider.issuer, audience: config.resource, typ: 'at+jwt', algorithms: [config.signing_alg],
     });
     if (!Object.hasOwn(users, subject.sub)) throw new errors.InvalidGrant('the subject is no user');
-    let actor;
     if (params.actor_token) {
       if (!jwks || params.actor_token_type !== `${TOKEN_TYPE}jwt`) throw new errors.InvalidRequest('actor_token is not supported');
-      actor = await verified(params.actor_token, createLocalJWKSet(jwks), { audience: provider.issuer, maxTokenAge: '5 minutes' });
+      const { iss, sub } = await verified(params.actor_token, createLocalJWKSet(jwks), { audience: provider.issuer, maxTokenAge: '5 minutes' });
+      actors.set(ctx, { iss, sub });
     }
     if (params.audience !== audience) throw new errors.InvalidTarget();
     const asked = (params.scope ?? scope).split(' ');
@@ -423,7 +427,6 @@ function addExchange(provider, keys) {
       gty: EXCHANGE,
       scope: asked.join(' '),
       expiresIn: ttl,
-      ...(actor ? { extra: { act: { iss: actor.iss, sub: actor.sub } } } : {}),
       resourceServer: new provider.ResourceServer(audience, { audience, scope, accessTokenFormat: 'opaque' }),
     });
     ctx.oidc.entity('AccessToken', token);
