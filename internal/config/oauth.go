@@ -37,6 +37,8 @@ type OAuth struct {
 	RequestedTokenType string `yaml:"requested_token_type"`
 	// Parameters are further ones of the request.
 	Parameters map[string]string `yaml:"parameters"`
+	// Headers are further ones of the token request.
+	Headers map[string]string `yaml:"headers"`
 	// Assertion is signed by Writ and shown in place of the request's subject token.
 	Assertion *OAuthAssertion `yaml:"assertion"`
 	// Actor is the actor_token of an exchange.
@@ -260,6 +262,15 @@ var kept = []string{
 	"authorization_details",
 }
 
+// ownHeaders are set by Writ, by whoever carries the request, or would be a secret in
+// this file.
+var ownHeaders = []string{
+	"authorization", "proxy-authorization", "cookie", "host", "content-type", "content-length", "content-encoding", "transfer-encoding",
+	"connection", "te", "trailer", "upgrade", "expect", "accept", "accept-encoding", "traceparent", "dpop", "x-api-key",
+}
+
+var headerName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]{0,63}$`)
+
 var memberName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,63}$`)
 
 func (o *OAuth) checkParameters(fail failFunc, key string) {
@@ -269,6 +280,13 @@ func (o *OAuth) checkParameters(fail failFunc, key string) {
 			fail(key+"parameters."+name, "is set by Writ, by a key of its own")
 		case !memberName.MatchString(name) || o.Parameters[name] == "":
 			fail(key+"parameters", "has %q: %q, expected a parameter and its value", name, o.Parameters[name])
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(o.Headers)) {
+		v := o.Headers[name]
+		if !headerName.MatchString(name) || slices.Contains(ownHeaders, strings.ToLower(name)) || v == "" ||
+			strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r > '~' }) {
+			fail(key+"headers", "has %q: %q, expected a header that Writ does not set by itself, and its value", name, v)
 		}
 	}
 	for i, name := range o.Returns {

@@ -118,6 +118,8 @@ func TestOAuthErrors(t *testing.T) {
 		{"implied without scopes", exchanger, "      grant", "      implied_scopes: [a]\n      grant", "oauth.implied_scopes: has no effect without scopes"},
 		{"a parameter of Writ's", exchanger, "      grant", "      parameters: {subject_token: x}\n      grant", "oauth.parameters.subject_token: is set by Writ, by a key of its own"},
 		{"a parameter without value", exchanger, "      grant", "      parameters: {a: \"\"}\n      grant", `oauth.parameters: has "a": "", expected a parameter and its value`},
+		{"authorization as a header", exchanger, "      grant", "      headers: {Authorization: Bearer x}\n      grant", `oauth.headers: has "Authorization": "Bearer x", expected a header that Writ does not set by itself, and its value`},
+		{"a header in two", exchanger, "      grant", "      headers: {a: \"b\\r\\nc: d\"}\n      grant", `oauth.headers: has "a": "b\r\nc: d", expected a header that Writ does not set by itself, and its value`},
 		{"refresh token to agents", exchanger, "      grant", "      returns: [refresh_token]\n      grant", `oauth.returns[0]: is "refresh_token", which is not among what a target adds for whoever uses the token`},
 		{"ID token to agents", exchanger, "      grant", "      returns: [id_token]\n      grant", `oauth.returns[0]: is "id_token", which is not among what a target adds for whoever uses the token`},
 		{"asking for a refresh token", exchanger, "      grant", "      requested_token_type: urn:ietf:params:oauth:token-type:refresh_token\n      grant", "oauth.requested_token_type: is a refresh token, which outlives every lease"},

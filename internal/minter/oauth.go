@@ -59,8 +59,8 @@ type OAuth struct {
 	Resource      string
 	RequestedType string // requested_token_type
 	SubjectType   string // subject_token_type
-	// Parameters are further ones that the target wants.
-	Parameters map[string]string
+	// Parameters and Headers are further ones of the request that the target wants.
+	Parameters, Headers map[string]string
 	// Assertion is what is shown; nil, the request's subject token.
 	Assertion *OAuthAssertion
 	// Actor is shown besides, in an exchange.
@@ -237,7 +237,7 @@ func (m *OAuth) mint(ctx context.Context, o lease.Order) (lease.Made, error) {
 	if err != nil {
 		return lease.Made{}, err
 	}
-	body, err := m.ask(ctx, &m.minting, endpoint, form, m.JSON)
+	body, err := m.ask(ctx, &m.minting, question{endpoint: endpoint, form: form, headers: m.Headers, json: m.JSON})
 	if err != nil {
 		return lease.Made{}, err
 	}
@@ -246,7 +246,8 @@ func (m *OAuth) mint(ctx context.Context, o lease.Order) (lease.Made, error) {
 		err = m.accept(a, o, form)
 	}
 	received := m.Now()
-	made := lease.Made{Recall: m.recall(a, received).String()}
+	a.life = ownLife(a, received)
+	made := lease.Made{Recall: m.recall(a, o.Lease, received).String()}
 	if err == nil {
 		err = m.endsInTime(a, o.Lease, received)
 	}
@@ -417,6 +418,24 @@ func confirmed(granted []any, want details) bool {
 	actions, _ := d["actions"].([]any)
 	return d["type"] == want.Type && d["intent_hash"] == want.IntentHash && d["identifier"] == want.Identifier &&
 		len(actions) == 1 && actions[0] == want.Actions[0]
+}
+
+// ownLife is how long a token lives, by the answer or by what the token says of itself,
+// which resource servers go by, if that is longer. Clocks may differ by skew.
+func ownLife(a answer, received time.Time) time.Duration {
+	t, err := jws.Parse(a.token)
+	if err != nil {
+		return a.life // no JWT
+	}
+	claims, err := t.Claims()
+	if err != nil {
+		return a.life
+	}
+	exp, ok := identity.TimeClaim(claims, "exp")
+	if own := exp.Sub(received); ok && own > a.life+skew {
+		return own
+	}
+	return a.life
 }
 
 // endsInTime refuses a token that would go on working after its lease.

@@ -28,6 +28,10 @@ type recalled struct {
 	Hint  string `json:"hint"` // token_type_hint
 }
 
+func (t recalled) form() map[string]string {
+	return map[string]string{"token": t.Token, "token_type_hint": t.Hint}
+}
+
 func (r recall) String() string {
 	if len(r.Tokens) == 0 && r.Until == 0 {
 		return ""
@@ -40,7 +44,7 @@ func (r recall) String() string {
 }
 
 // recall keeps a refresh token too, before the access token, which may end with it.
-func (m *OAuth) recall(a answer, received time.Time) (r recall) {
+func (m *OAuth) recall(a answer, l lease.Lease, received time.Time) (r recall) {
 	if m.Revocation != nil {
 		if a.refresh != "" {
 			r.Tokens = append(r.Tokens, recalled{a.refresh, "refresh_token"})
@@ -50,7 +54,11 @@ func (m *OAuth) recall(a answer, received time.Time) (r recall) {
 		}
 	}
 	life := a.life
-	if life == 0 {
+	switch {
+	case life > 0:
+	case m.EndsWithAssertion:
+		life = max(0, l.ExpiresAt.Sub(received))
+	default:
 		life = m.TokenTTL
 	}
 	if life > 0 && a.refresh == "" {
@@ -156,7 +164,7 @@ func (m *OAuth) revoke(ctx context.Context, t recalled, r recall) (seen string, 
 	if err != nil {
 		return "", err
 	}
-	_, err = m.ask(ctx, &m.revoking, endpoint, map[string]string{"token": t.Token, "token_type_hint": t.Hint}, false)
+	_, err = m.ask(ctx, &m.revoking, question{endpoint: endpoint, form: t.form()})
 	if errors.Is(err, errNotJSON) {
 		err = nil // the body of a success means nothing (RFC 7009 §2.2)
 	}
@@ -186,7 +194,7 @@ func unknownToken(err error) bool {
 
 // inactive asks whether a token has ended (RFC 7662 §2).
 func (m *OAuth) inactive(ctx context.Context, t recalled) error {
-	body, err := m.ask(ctx, &m.revoking, m.Introspection, map[string]string{"token": t.Token, "token_type_hint": t.Hint}, false)
+	body, err := m.ask(ctx, &m.revoking, question{endpoint: m.Introspection, form: t.form()})
 	if err != nil {
 		return fmt.Errorf("introspect: %w", err)
 	}

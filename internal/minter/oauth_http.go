@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
@@ -90,14 +91,22 @@ var errorCodes = []string{
 	"invalid_request_error", "authentication_error", "permission_error", "not_found_error", "rate_limit_error", "api_error", "overloaded_error",
 }
 
+// question is a request to a target, but for the client's authentication.
+type question struct {
+	endpoint string
+	form     map[string]string
+	headers  map[string]string
+	json     bool
+}
+
 // ask sends parameters to an endpoint, with the client's authentication, and returns
 // the JSON object of a success. Any other answer is a refused or, with Retry-After, a
 // later. No error has anything of the request or of the answer in it but such a code.
-func (m *OAuth) ask(ctx context.Context, p *pause, endpoint string, form map[string]string, asJSON bool) ([]byte, error) {
+func (m *OAuth) ask(ctx context.Context, p *pause, q question) ([]byte, error) {
 	if err := p.check(m.Now()); err != nil {
 		return nil, err
 	}
-	req, err := m.newRequest(ctx, endpoint, form, asJSON)
+	req, err := m.newRequest(ctx, q)
 	if err != nil {
 		return nil, err
 	}
@@ -133,11 +142,8 @@ func (m *OAuth) ask(ctx context.Context, p *pause, endpoint string, form map[str
 
 var errNotJSON = errors.New("the target's answer is not JSON")
 
-func (m *OAuth) newRequest(ctx context.Context, endpoint string, form map[string]string, asJSON bool) (*http.Request, error) {
-	sent := map[string]string{}
-	for name, v := range form {
-		sent[name] = v
-	}
+func (m *OAuth) newRequest(ctx context.Context, q question) (*http.Request, error) {
+	sent := maps.Clone(q.form)
 	var basic string
 	switch c := m.Client; c.Auth {
 	case "client_secret_basic", "client_secret_post":
@@ -153,7 +159,7 @@ func (m *OAuth) newRequest(ctx context.Context, endpoint string, form map[string
 	case "private_key_jwt":
 		audience := c.Audience
 		if audience == "" {
-			audience = endpoint
+			audience = q.endpoint
 		}
 		proof, err := c.proof(m.Keys, audience, m.Now())
 		if err != nil {
@@ -167,16 +173,19 @@ func (m *OAuth) newRequest(ctx context.Context, endpoint string, form map[string
 		}
 	}
 	body, kind := encode(sent), "application/x-www-form-urlencoded"
-	if asJSON {
+	if q.json {
 		var err error
 		if body, err = json.Marshal(sent); err != nil {
 			return nil, fmt.Errorf("encode request: %w", err)
 		}
 		kind = "application/json"
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, q.endpoint, bytes.NewReader(body))
 	if err != nil {
 		return nil, errors.New("the endpoint is no URL")
+	}
+	for name, v := range q.headers {
+		req.Header.Set(name, v)
 	}
 	req.Header.Set("Content-Type", kind)
 	req.Header.Set("Accept", "application/json")

@@ -121,6 +121,11 @@ func (s *site) exchanger(change ...func(*minter.OAuth)) *minter.OAuth {
 
 func userToken(t *testing.T, issuer string) string {
 	t.Helper()
+	return signedToken(t, fmt.Sprintf(`{"iss":%q,"sub":"alice"}`, issuer))
+}
+
+func signedToken(t *testing.T, claims string) string {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +134,7 @@ func userToken(t *testing.T, issuer string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	signed, err := js.Sign([]byte(fmt.Sprintf(`{"iss":%q,"sub":"alice"}`, issuer)))
+	signed, err := js.Sign([]byte(claims))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,6 +347,47 @@ func TestOAuthLastingTokens(t *testing.T) {
 		end, err := time.Parse(time.RFC3339, made.Secret["expires_at"])
 		if err != nil || end.After(o.Lease.ExpiresAt) || made.Secret["refresh_token"] != "" {
 			t.Errorf("%s: ends %v, lease %v", name, end, o.Lease.ExpiresAt)
+		}
+	}
+}
+
+// A token that is a JWT lives as long as it says, whatever its answer says.
+func TestOAuthTokenThatSaysMore(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		life   time.Duration // of the token by itself
+		told   int
+		ok     bool
+		lasted bool
+	}{
+		"the same":              {300 * time.Second, 300, true, true},
+		"a clock that is ahead": {304 * time.Second, 300, true, true},
+		"longer":                {time.Hour, 300, false, true},
+		"longer, but it ends":   {time.Hour, 300, true, false},
+		"not told":              {300 * time.Second, 0, true, true},
+		"shorter":               {time.Minute, 300, true, true},
+	} {
+		s := newSite(t)
+		m := s.exchanger(func(m *minter.OAuth) {
+			if c.lasted {
+				m.Revocation = nil
+			}
+		})
+		token := signedToken(t, fmt.Sprintf(`{"exp":%d}`, s.now().Add(c.life).Unix()))
+		body := strings.Replace(good(c.told), accessSecret, token, 1)
+		s.answer["/token"] = says(200, strings.Replace(body, `"expires_in":0,`, "", 1))
+		o := s.order(t, m)
+		made, err := m.Mint(t.Context(), o)
+		if (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !c.lasted { // it is revoked as long as it lives
+			o.Lease.Recall = made.Recall
+			s.pass(30 * time.Minute)
+			s.unmade(t, m, o.Lease, true, "")
+			if calls := s.paths(); calls[len(calls)-1] != "/revoke" {
+				t.Errorf("%s: %v", name, calls)
+			}
 		}
 	}
 }

@@ -20,7 +20,7 @@ func newOAuth(name string, m config.Minter, externalURL string, keys *minter.Key
 			Secret: func() (string, error) { return config.Secret(c.Client.SecretFile) },
 		},
 		Scopes: c.Scopes, ImpliedScopes: c.ImpliedScopes, Audience: c.Audience, Resource: c.Resource,
-		RequestedType: c.RequestedTokenType, SubjectType: c.SubjectTokenType, Parameters: c.Parameters,
+		RequestedType: c.RequestedTokenType, SubjectType: c.SubjectTokenType, Parameters: c.Parameters, Headers: c.Headers,
 		TokenTTL: c.TokenTTL, EndsWithAssertion: c.EndsWithAssertion, EnforcesDetails: c.EnforcesDetails,
 		Returns: c.Returns, Introspection: c.IntrospectionEndpoint,
 		Keys: keys, HTTP: identity.NewHTTPClient(c.Timeout), Now: now,

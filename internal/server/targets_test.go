@@ -110,6 +110,7 @@ func rsaPEM(t *testing.T) string {
 // call is one request to a target.
 type call struct {
 	url, kind     string
+	beta          string // anthropic-beta
 	user, secret  string // Basic
 	authorization bool
 	form          map[string]string
@@ -166,7 +167,7 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func (w *world) read(r *http.Request) call {
-	c := call{url: r.URL.String(), kind: r.Header.Get("Content-Type"), form: map[string]string{}, authorization: r.Header.Get("Authorization") != ""}
+	c := call{url: r.URL.String(), kind: r.Header.Get("Content-Type"), beta: r.Header.Get("Anthropic-Beta"), form: map[string]string{}, authorization: r.Header.Get("Authorization") != ""}
 	if r.Method != http.MethodPost {
 		w.t.Errorf("%s %s", r.Method, r.URL)
 	}
@@ -416,6 +417,9 @@ func (c contract) hold(t *testing.T, name string, example config.Minter) {
 	got := w.calls[0]
 	if got.url != c.url || got.kind != c.kind || got.authorization != c.basic {
 		t.Errorf("%s %s, authorization %v", got.url, got.kind, got.authorization)
+	}
+	if want := example.OAuth.Headers["anthropic-beta"]; got.beta != want || (want != "") != (name == "anthropic") {
+		t.Errorf("anthropic-beta %q, want %q", got.beta, want)
 	}
 	if c.basic && (got.user == "" || got.secret != url.QueryEscape(base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32)))) {
 		t.Errorf("basic %s", got.user)
