@@ -13,6 +13,7 @@ import (
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/dev"
 	"github.com/writsec/writ/internal/devidp"
+	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/sqlstore"
 	"github.com/writsec/writ/internal/telemetry"
 )
@@ -292,7 +293,8 @@ func (s *story) endSession() (string, error) {
 
 func (s *story) activeLeases(session string) (n int, err error) {
 	err = s.Server.Store().View(s.ctx, func(tx *sqlstore.Tx) error {
-		n, err = tx.CountActiveLeases(s.ctx, session)
+		leases, err := tx.Leases(s.ctx, lease.Query{Session: session, State: lease.Active, Limit: 100})
+		n = len(leases)
 		return err
 	})
 	return n, err

@@ -43,14 +43,24 @@ const (
 	ApprovalConsumed Kind = "approval.consumed"
 	ApprovalClosed   Kind = "approval.closed" // any other end; detail says which
 
-	LeaseActive  Kind = "lease.active"
-	LeaseUsed    Kind = "lease.used" // a resource server introspected its token
-	LeaseRevoked Kind = "lease.revoked"
+	LeaseIntent   Kind = "lease.intent" // it is about to be made at its target
+	LeaseActive   Kind = "lease.active" // its secret may leave
+	LeaseRenewed  Kind = "lease.renewed"
+	LeaseUsed     Kind = "lease.used"     // a resource server introspected its token, or a target saw a login
+	LeaseRevoking Kind = "lease.revoking" // it has ended; that it is gone remains to be seen
+	LeaseRevoked  Kind = "lease.revoked"  // and is gone
+
+	OrphanFound    Kind = "orphan.found" // a credential at a target that no lease knows
+	OrphanDisarmed Kind = "orphan.disarmed"
+	OrphanGone     Kind = "orphan.gone"
 
 	PolicyActivated Kind = "policy.activated"
 	PolicyRefused   Kind = "policy.refused"
 
-	OperatorRevoked Kind = "operator.revoked"
+	OperatorRevoked  Kind = "operator.revoked"  // the kill switch; what it ends has entries of its own
+	RevocationGone   Kind = "revocation.gone"   // all that it ended was seen to be gone
+	RevocationLifted Kind = "revocation.lifted" // its freeze is over
+
 	OperatorRead    Kind = "operator.read"    // was shown something
 	OperatorRefused Kind = "operator.refused" // asked for something, and was not shown it
 

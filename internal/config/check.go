@@ -117,6 +117,9 @@ func (c *Config) check(fail failFunc) {
 	fail.positive("approvals.expires_in", c.Approvals.ExpiresIn)
 	fail.positive("approvals.use_within", c.Approvals.UseWithin)
 	fail.positive("approvals.max_wait", c.Approvals.MaxWait)
+	fail.count("leases.per_session", c.Leases.PerSession)
+	fail.count("leases.per_user", c.Leases.PerUser)
+	fail.count("leases.per_agent", c.Leases.PerAgent)
 	if c.Approvals.MaxPending < 1 {
 		fail("approvals.max_pending", "is %d, expected at least 1", c.Approvals.MaxPending)
 	}
@@ -460,6 +463,7 @@ func (c *Config) checkMinter(fail failFunc, name string, m Minter) {
 	}
 	fail.noneEmpty(key+"scopes", m.Scopes)
 	fail.positive(key+"max_ttl", m.MaxTTL)
+	fail.count(key+"max_active", m.MaxActive)
 }
 
 func (fail failFunc) required(key, v string) bool {
@@ -516,6 +520,12 @@ func (fail failFunc) positive(key string, d time.Duration) {
 func (fail failFunc) notNegative(key string, d time.Duration) {
 	if d < 0 {
 		fail(key, "is %v, expected zero (for ever) or more", d)
+	}
+}
+
+func (fail failFunc) count(key string, n int) {
+	if n < 0 || n > 1_000_000 {
+		fail(key, "is %d, expected 0 to 1000000", n)
 	}
 }
 

@@ -47,6 +47,7 @@ type Config struct {
 	Agents    []AgentEntry      `yaml:"agents"`
 	Minters   map[string]Minter `yaml:"minters"`
 	Services  []Service         `yaml:"services"`
+	Leases    Leases            `yaml:"leases"`
 	Approvals Approvals         `yaml:"approvals"`
 	Audit     Audit             `yaml:"audit"`
 	Retention Retention         `yaml:"retention"`
@@ -253,6 +254,8 @@ type Minter struct {
 	Scopes []string `yaml:"scopes"`
 	// MaxTTL is the longest that it can live.
 	MaxTTL time.Duration `yaml:"max_ttl"`
+	// MaxActive is how many may be out at a time; zero is no bound.
+	MaxActive int `yaml:"max_active"`
 	// EnforcesDetails states that the audience checks authorization_details, which
 	// makes the credential good for the exact act only.
 	EnforcesDetails bool `yaml:"enforces_details"`
@@ -261,6 +264,13 @@ type Minter struct {
 	Introspects bool `yaml:"introspects"`
 	// OAuth gets tokens of a target's own authorization server.
 	OAuth *OAuth `yaml:"oauth"`
+}
+
+// Leases bounds how many credentials may be out at a time; zero is no bound.
+type Leases struct {
+	PerSession int `yaml:"per_session"`
+	PerUser    int `yaml:"per_user"`
+	PerAgent   int `yaml:"per_agent"`
 }
 
 // Service is a resource server that may introspect tokens of its own audience.
@@ -342,6 +352,7 @@ func Default() Config {
 		Durability: "disk", StoreConnections: 16,
 		Policy:   Policy{Query: "data.writ.decision", AdminQuery: "data.writ.admin", Deadline: 100 * time.Millisecond},
 		Sessions: Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour, Idle: 30 * time.Minute, Window: 24 * time.Hour},
+		Leases:   Leases{PerSession: 100, PerUser: 500, PerAgent: 10_000},
 		Approvals: Approvals{
 			ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute,
 			MaxWait: 2 * time.Minute, MaxPending: 5,

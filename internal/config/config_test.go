@@ -111,6 +111,7 @@ func TestDefaults(t *testing.T) {
 		}},
 		Minters:  map[string]config.Minter{"crm": {Kind: "jwt", Audience: "https://crm.example", MaxTTL: 5 * time.Minute}},
 		Services: []config.Service{{ID: "crm-api", SecretFile: in("secret"), Audience: "https://crm.example"}},
+		Leases:   config.Leases{PerSession: 100, PerUser: 500, PerAgent: 10000},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -171,8 +172,8 @@ func TestErrors(t *testing.T) {
 	const algs = "RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA"
 	for _, tt := range []struct{ name, old, new, want string }{
 		// YAML
-		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, listen, log, minters, ops_listen, policy, proxy_client_cert, retention, root_key_file, services, sessions, store, store_connections, store_password_file, tls"},
-		{"key in another case", "    audience: https://crm.example\nservices", "    audience: https://crm.example\n    Scopes: []\nservices", "writ.yaml:18: minters.crm.Scopes: unknown key, expected one of: audience, enforces_details, introspects, kind, max_ttl, oauth, scopes"},
+		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, leases, listen, log, minters, ops_listen, policy, proxy_client_cert, retention, root_key_file, services, sessions, store, store_connections, store_password_file, tls"},
+		{"key in another case", "    audience: https://crm.example\nservices", "    audience: https://crm.example\n    Scopes: []\nservices", "writ.yaml:18: minters.crm.Scopes: unknown key, expected one of: audience, enforces_details, introspects, kind, max_active, max_ttl, oauth, scopes"},
 		{"key twice", "store: sqlite:writ.db\n", "store: sqlite:writ.db\nstore: x\n", "writ.yaml:3: store: stands a second time; first on line 2"},
 		{"minter twice", "minters:\n", "minters:\n  crm: {kind: jwt, audience: a}\n", "writ.yaml:16: minters.crm: stands a second time; first on line 15"},
 		{"number for a string", "store: sqlite:writ.db", "store: 5", "writ.yaml:2: store: is 5, expected a string"},

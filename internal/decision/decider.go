@@ -28,6 +28,8 @@ type Config struct {
 	Approvals *approval.Engine
 	Providers map[string]approval.Provider // by issuer
 	Minters   map[string]lease.Minter      // by name
+	Breakers  map[string]*lease.Breaker    // of those that have a target
+	Limits    lease.Limits
 
 	Sessions     session.Settings
 	OpenOnDecide bool          // a decision without a session opens one
@@ -95,7 +97,7 @@ func (d *Decider) wait(ctx context.Context, req Request, caller identity.Caller)
 // it stood on.
 func (d *Decider) decide(ctx context.Context, req Request, caller identity.Caller) (Answer, error) {
 	if d.cfg.Halted != nil && d.cfg.Halted() {
-		return Answer{}, fault.New(fault.NotReady, "the audit log is stuck; nothing is decided that is not recorded")
+		return Answer{}, logStuck()
 	}
 	var made done
 	err := d.inTurn(ctx, func() (scope string, err error) {
@@ -105,7 +107,11 @@ func (d *Decider) decide(ctx context.Context, req Request, caller identity.Calle
 	if err != nil || made.granted == nil {
 		return made.answer, err
 	}
-	return d.mint(ctx, made.answer, *made.granted, made.act)
+	return d.mint(ctx, made.answer, made.order(caller))
+}
+
+func logStuck() error {
+	return fault.New(fault.NotReady, "the audit log is stuck; nothing is decided that is not recorded")
 }
 
 // inTurn attempts something that parallel requests of the same scope can be in the way
@@ -138,6 +144,10 @@ type done struct {
 	act     intent.Act
 }
 
+func (d done) order(c identity.Caller) lease.Order {
+	return lease.Order{Lease: *d.granted, Act: d.act, SubjectToken: c.UserToken()}
+}
+
 // situation is what a decision is made on, read in one transaction.
 type situation struct {
 	now        time.Time
@@ -149,7 +159,8 @@ type situation struct {
 	approval   *approval.Approval
 	act        intent.Act
 	hash       string
-	replay     *Record // set: this request was answered before
+	replay     *Record      // set: this request was answered before
+	renews     *lease.Lease // set: this request is to renew it
 }
 
 func (d *Decider) attempt(ctx context.Context, req Request, caller identity.Caller) (scope string, made done, err error) {
@@ -166,9 +177,23 @@ func (d *Decider) attempt(ctx context.Context, req Request, caller identity.Call
 	if err != nil {
 		return scope, done{}, err
 	}
+	made, err = d.conclude(ctx, req, s, r)
+	return scope, made, err
+}
+
+// conclude makes a ruling durable, and where an operator has stopped what it would
+// grant, the denial.
+func (d *Decider) conclude(ctx context.Context, req Request, s situation, r ruling) (done, error) {
+	if r.grant != nil && !d.cfg.Breakers[r.grant.Minter].Allow() {
+		return done{}, mintFailed(errors.New("the target has failed again and again"))
+	}
 	record, granted, err := d.commit(ctx, req, s, r)
+	if errors.Is(err, lease.ErrHalted) {
+		r = r.deny("halted", "An operator has stopped what this is about")
+		record, granted, err = d.commit(ctx, req, s, r)
+	}
 	if err != nil {
-		return scope, done{}, err
+		return done{}, err
 	}
 	d.cfg.Metrics.Decisions.WithLabelValues(string(r.Effect)).Inc()
 	if r.Effect == policy.Allow && r.rests != nil {
@@ -176,7 +201,7 @@ func (d *Decider) attempt(ctx context.Context, req Request, caller identity.Call
 	}
 	d.cfg.Logger.InfoContext(ctx, "decision", "decision", record.ID, "effect", r.Effect, "reason", r.Reasons[0].Code,
 		"action", req.Intent.Action, "session", s.session.ID, "approval", record.Approval, "lease", record.Lease)
-	return scope, done{record.Answer, granted, s.act}, nil
+	return done{record.Answer, granted, s.act}, nil
 }
 
 func (d *Decider) read(ctx context.Context, req Request, caller identity.Caller) (s situation, err error) {
@@ -203,12 +228,18 @@ func (d *Decider) read(ctx context.Context, req Request, caller identity.Caller)
 	if err != nil {
 		return s, err
 	}
+	err = s.about(req, caller)
+	return s, err
+}
+
+// about fills in the act that the request is about.
+func (s *situation) about(req Request, caller identity.Caller) (err error) {
 	s.act = intent.Act{
 		User: s.user.Ref, Agent: caller.Agent.Ref, Session: s.session.ID,
 		Intent: req.Intent, Resource: req.Resource, Context: req.Context,
 	}
 	s.hash, err = s.act.Hash()
-	return s, err
+	return err
 }
 
 func (d *Decider) findSession(ctx context.Context, tx Tx, req Request, caller identity.Caller, s *situation) (err error) {
@@ -345,6 +376,7 @@ func (d *Decider) rule(ctx context.Context, req Request, caller identity.Caller,
 		}
 		grant, refusal := minter.Plan(lease.Want{
 			Scope: c.Scope, TTL: time.Duration(c.TTL), Revocability: c.Revocability, Precision: c.Precision,
+			SubjectToken: caller.UserToken() != "",
 		})
 		if refusal != nil {
 			return r.deny(refusal.Code, refusal.Message), nil
@@ -383,6 +415,12 @@ func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling
 		if err := d.settle(ctx, tx, req, s, r, record.ID); err != nil {
 			return err
 		}
+		if r.Effect != policy.Deny && r.grant == nil {
+			who := lease.Lease{Session: s.session.ID, Decision: record.ID, User: s.act.User, Agent: s.act.Agent, Policy: r.Policy.Revision}
+			if err := lease.Allowed(ctx, tx, who, s.session.StartedAt); err != nil {
+				return err
+			}
+		}
 		kind := audit.DecisionDeny
 		switch r.Effect {
 		case policy.RequireCIBA:
@@ -407,11 +445,8 @@ func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling
 				record.Approval = r.rests.ID
 			}
 			if r.grant != nil {
-				l := lease.New(*r.grant, s.session.ID, s.session.EndsAt, record.ID, s.act, s.hash, tx.Now())
-				if !l.Alive(tx.Now()) {
-					return fault.New(fault.SessionEnded, "the session ends before a credential could be used")
-				}
-				if err := lease.Begin(ctx, tx, l); err != nil {
+				l, err := d.grant(ctx, tx, s, r, record.ID)
+				if err != nil {
 					return err
 				}
 				record.Lease, granted = l.ID, &l
@@ -426,6 +461,18 @@ func (d *Decider) commit(ctx context.Context, req Request, s situation, r ruling
 		return d.record(ctx, tx, kind, req, s, r, made, record)
 	})
 	return record, granted, err
+}
+
+// grant begins the lease of an allow, or extends the one that it renews.
+func (d *Decider) grant(ctx context.Context, tx Tx, s situation, r ruling, decision string) (lease.Lease, error) {
+	l := lease.New(*r.grant, s.session.ID, s.session.EndsAt, decision, r.Policy.Revision, s.act, s.hash, tx.Now())
+	if !tx.Now().Before(l.ExpiresAt) {
+		return l, fault.New(fault.SessionEnded, "the session ends before a credential could be used")
+	}
+	if s.renews == nil {
+		return l, lease.Begin(ctx, tx, l, s.session.StartedAt, d.cfg.Limits)
+	}
+	return lease.Renew(ctx, tx, *s.renews, l, s.session.StartedAt)
 }
 
 // made is what a decision was made on, as far as it is kept.
@@ -506,27 +553,6 @@ func (d *Decider) remember(ctx context.Context, tx Tx, req Request, s situation,
 	return tx.PutReplay(ctx, s.act.Agent, req.IdempotencyKey, Replay{digest, decision}, req.supersedes)
 }
 
-// mint makes the secret of a committed lease.
-func (d *Decider) mint(ctx context.Context, answer Answer, l lease.Lease, act intent.Act) (Answer, error) {
-	made, err := d.cfg.Minters[l.Minter].Mint(ctx, lease.Order{Lease: l, Act: act})
-	if err != nil {
-		d.cfg.Metrics.Leases.WithLabelValues(l.Kind, "mint_failed").Inc()
-		endErr := d.cfg.Store.Update(context.WithoutCancel(ctx), func(tx Tx) error {
-			return lease.End(ctx, tx, l, lease.EndMintFailed, identity.Ref{})
-		})
-		return Answer{}, &fault.Error{
-			Code: fault.MintFailed, Detail: "allowed, but the credential could not be made; repeat with the same Idempotency-Key",
-			RetryAfter: time.Second, Err: errors.Join(err, endErr),
-		}
-	}
-	d.cfg.Metrics.Leases.WithLabelValues(l.Kind, "minted").Inc()
-	answer.Credential = &Credential{
-		Lease: l.ID, Kind: l.Kind, ExpiresAt: l.ExpiresAt, Revocability: l.Revocability, Precision: l.Precision,
-		Scope: l.Scope, Secret: made.Secret,
-	}
-	return answer, nil
-}
-
 // replay gives a retry the decision that it got before. A credential is minted
 // anew, to the same end, and the old one revoked: no secret is kept to be given
 // out twice.
@@ -557,11 +583,15 @@ func (d *Decider) replay(ctx context.Context, s situation, caller identity.Calle
 		}
 		next = old
 		next.Cnf = confirmation(caller) // the key may be another by now, and is the agent's
-		next.ID, next.State, next.CreatedAt, next.EndedAt, next.EndReason = id.New(id.Lease), lease.Active, now, time.Time{}, ""
-		if err := lease.End(ctx, tx, old, lease.EndReissued, identity.Ref{}); err != nil {
+		next.ID = id.New(id.Lease)
+		next = next.Fresh(now)
+		if _, err := lease.EndOne(ctx, tx, old, lease.End{Reason: lease.EndReissued}); err != nil {
 			return err
 		}
-		if err := lease.Begin(ctx, tx, next); err != nil {
+		switch err := lease.Begin(ctx, tx, next, alive.StartedAt, d.cfg.Limits); {
+		case errors.Is(err, lease.ErrHalted):
+			return fault.New(fault.LeaseEnded, "an operator has stopped what this credential is about")
+		case err != nil:
 			return err
 		}
 		if err := tx.SetDecisionLease(ctx, r.ID, next.ID); err != nil {

@@ -27,6 +27,8 @@ const (
 	SessionEnded         Code = "session_ended"          // the session is over
 	IdempotencyConflict  Code = "idempotency_conflict"   // the key was used with another body
 	LeaseEnded           Code = "lease_ended"            // a retry of a decision whose credential is gone
+	NotRenewable         Code = "not_renewable"          // the lease can't be renewed; ask anew
+	LeaseQuota           Code = "lease_quota"            // too many leases are active
 	OutcomeConflict      Code = "outcome_conflict"       // the decision has another outcome, or can have none
 	BodyTooLarge         Code = "body_too_large"         // more bytes than the limit
 	UnsupportedMediaType Code = "unsupported_media_type" // the body is not of the documented type

@@ -36,6 +36,8 @@ var problemKinds = map[fault.Code]struct {
 	fault.SessionEnded:         {http.StatusConflict, "The session is over"},
 	fault.IdempotencyConflict:  {http.StatusConflict, "The Idempotency-Key was used for another request"},
 	fault.LeaseEnded:           {http.StatusConflict, "The credential of this decision has ended"},
+	fault.NotRenewable:         {http.StatusConflict, "The lease can't be renewed"},
+	fault.LeaseQuota:           {http.StatusTooManyRequests, "Too many leases are active"},
 	fault.OutcomeConflict:      {http.StatusConflict, "The decision has another outcome, or can have none"},
 	fault.BodyTooLarge:         {http.StatusRequestEntityTooLarge, "The body is too large"},
 	fault.UnsupportedMediaType: {http.StatusUnsupportedMediaType, "The body is of the wrong type"},

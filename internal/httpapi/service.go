@@ -7,13 +7,11 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/minter"
-	"github.com/writsec/writ/internal/revocation"
 )
 
 // Service is a resource server that may introspect tokens of its own audience.
@@ -142,98 +140,4 @@ func (a *API) serviceBySecret(r *http.Request, form url.Values) (Service, error)
 
 func refusedClient() error {
 	return fault.New(fault.InvalidClient, "authenticate as a configured service, with its id and secret or with a token of its own")
-}
-
-// revocationBody is the request of POST /revocations.
-type revocationBody struct {
-	Lease   *string  `json:"lease"`
-	Session *string  `json:"session"`
-	User    *refBody `json:"user"`
-	Agent   *refBody `json:"agent"`
-	All     *bool    `json:"all"`
-	Reason  string   `json:"reason"`
-}
-
-type refBody struct {
-	Issuer  string `json:"iss"`
-	Subject string `json:"sub"`
-}
-
-const maxReason = 500
-
-// revoke is the kill switch. It needs an operator's token and nothing else.
-func (a *API) revoke(w http.ResponseWriter, r *http.Request) error {
-	token, err := a.bearer(r)
-	if err != nil {
-		return err
-	}
-	operator, err := a.Identity.Operator(r.Context(), token)
-	if err != nil {
-		a.Metrics.TokensRefused.WithLabelValues("operator").Inc()
-		return err
-	}
-	var b revocationBody
-	if err := readJSON(w, r, &b); err != nil {
-		return err
-	}
-	scope, err := b.scope()
-	if err != nil {
-		return err
-	}
-	if !scope.Agent.IsZero() { // whichever of its identities was named
-		scope.Agent = a.Identity.AgentOf(scope.Agent)
-	}
-	result, err := a.Revoker.Revoke(r.Context(), operator, scope, b.Reason)
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, result)
-}
-
-func (b revocationBody) scope() (revocation.Scope, error) {
-	var s revocation.Scope
-	parts := 0
-	for _, set := range []bool{b.Lease != nil, b.Session != nil, b.User != nil, b.Agent != nil, b.All != nil} {
-		if set {
-			parts++
-		}
-	}
-	if parts != 1 {
-		return s, fault.Invalid("", "expected exactly one of lease, session, user, agent and all")
-	}
-	if utf8.RuneCountInString(b.Reason) > maxReason {
-		return s, fault.Invalid("/reason", "is longer than %d characters", maxReason)
-	}
-	if b.All != nil && !*b.All {
-		return s, fault.Invalid("/all", "expected true")
-	}
-	s.All = b.All != nil
-	var err error
-	if s.Lease, err = optional("/lease", b.Lease); err != nil {
-		return s, err
-	}
-	if s.Session, err = optional("/session", b.Session); err != nil {
-		return s, err
-	}
-	if s.User, err = b.User.ref("/user"); err != nil {
-		return s, err
-	}
-	s.Agent, err = b.Agent.ref("/agent")
-	return s, err
-}
-
-func (b *refBody) ref(pointer string) (identity.Ref, error) {
-	switch {
-	case b == nil:
-		return identity.Ref{}, nil
-	case b.Issuer == "":
-		return identity.Ref{}, fault.Invalid(pointer+"/iss", "is missing")
-	case b.Subject == "":
-		return identity.Ref{}, fault.Invalid(pointer+"/sub", "is missing")
-	case !identity.Usable(b.Issuer):
-		return identity.Ref{}, fault.Invalid(pointer+"/iss", "expected at most %d printable bytes", identity.MaxName)
-	case !identity.Usable(b.Subject):
-		return identity.Ref{}, fault.Invalid(pointer+"/sub", "expected at most %d printable bytes", identity.MaxName)
-	}
-	return identity.Ref{Issuer: b.Issuer, ID: b.Subject}, nil
 }

@@ -21,6 +21,8 @@ const (
 	Lease    Kind = "lea"
 	Request  Kind = "req"
 	SignIn   Kind = "sin"
+
+	Revocation Kind = "rev"
 )
 
 // base32hex keeps the byte order, which standard base32 does not.

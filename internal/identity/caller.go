@@ -40,6 +40,18 @@ func (v *Verifier) Caller(ctx context.Context, p Presented) (_ Caller, err error
 	return v.caller(ctx, p.Token, p.Subject, held, b)
 }
 
+// UserToken is the token that names the user, "" where the session alone does. It is a
+// secret of the user's identity provider: see lease.Order.
+func (c Caller) UserToken() string {
+	switch {
+	case c.subject != "":
+		return c.subject
+	case c.User != nil:
+		return c.bearer
+	}
+	return ""
+}
+
 // Again verifies once more what a caller presented, for a request that was held
 // since. What is good once only was used up when the request began, and is not asked
 // for again.

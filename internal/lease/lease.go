@@ -1,11 +1,14 @@
 // Package lease is the life of one minted credential: from the commit that
-// records it, before its secret exists, to its end.
+// records it, before its secret exists, to the end that was seen at its target.
+//
+// A lease is recorded, then made, then active, and only then does its secret leave.
+// So whatever is killed in the middle leaves a row that says what may exist, and
+// ending it is the work of any replica (Worker) until its end was seen.
 package lease
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/writsec/writ/internal/audit"
@@ -15,15 +18,16 @@ import (
 	"github.com/writsec/writ/internal/intent"
 )
 
-// State is where a lease stands. A credential that Writ signs by itself has
-// nothing outside to make or unmake: it is recorded as Active before it is signed,
-// and Revoked as soon as introspection refuses it, which is the same commit.
+// State is where a lease stands.
 type State string
 
-// The states.
+// The states. What Writ signs by itself has nothing outside to make: it is recorded as
+// Active before it is signed.
 const (
-	Active  State = "active"
-	Revoked State = "revoked"
+	Intent   State = "intent"   // it is being made at its target, and nobody has its secret
+	Active   State = "active"   // its secret is out
+	Revoking State = "revoking" // it has ended, but was not seen to be gone yet
+	Revoked  State = "revoked"  // and is gone
 )
 
 // Lease is one credential.
@@ -35,25 +39,80 @@ type Lease struct {
 	User       identity.Ref
 	Agent      identity.Ref
 	IntentHash string
+	Policy     string // the revision that allowed it
 	Grant
 	CreatedAt time.Time
 	// MintDeadline is until when it may be made at a target; the target refuses it later.
 	MintDeadline time.Time
 	ExpiresAt    time.Time
-	EndedAt      time.Time // zero while active
+	EndedAt      time.Time // zero until it ends
+	GoneAt       time.Time // zero until its end was seen
+	EndReason    string    // one of the ends below; "" until it ends
+	// Revocation is the operator's revocation that ended it, "" for none.
+	Revocation string
+	// DueAt is when it is to be unmade, Attempts counts how often that failed, and
+	// LastError says why it last did.
+	DueAt     time.Time
+	Attempts  int
+	LastError string
+	// Halted says that an operator's revocation has it in its scope, which ends it: from
+	// that revocation's commit on it is good for nothing.
+	Halted bool
 	// Recall is what unmaking it needs beyond the rest; only those who unmake see it.
-	Recall    string
-	EndReason string // released, expired, session_ended, operator, restored, or one of the two below
+	Recall string
 }
 
-// Ends after which the act was not begun with this credential.
+// Why leases end.
 const (
+	EndReleased = "released"
+	EndExpired  = "expired"
+	EndSession  = "session_ended"
+	EndOperator = "operator"
+	EndRestored = "restored"
+	// After these the act was not begun with this credential.
 	EndReissued   = "reissued"    // a retry got another
-	EndMintFailed = "mint_failed" // it never was
+	EndMintFailed = "mint_failed" // it never was, or its secret never left
 )
 
 // Alive reports whether the credential is good at now.
-func (l Lease) Alive(now time.Time) bool { return l.State == Active && now.Before(l.ExpiresAt) }
+func (l Lease) Alive(now time.Time) bool {
+	return l.State == Active && !l.Halted && now.Before(l.ExpiresAt)
+}
+
+// StuckAfter is how long an end may take until it is an alarm.
+const StuckAfter = 30 * time.Second
+
+// StuckSince is since when the end at the target should have been seen; zero while
+// there is no reason for alarm.
+func (l Lease) StuckSince(now time.Time) time.Time {
+	since := l.EndedAt.Add(StuckAfter)
+	waits := l.Attempts == 0 && now.Before(l.DueAt.Add(StuckAfter)) // for its time
+	if l.State != Revoking || waits || now.Before(since) {
+		return time.Time{}
+	}
+	return since
+}
+
+// Ending is how the end of a credential is seen.
+type Ending string
+
+// The ways.
+const (
+	ByWord   Ending = "word"   // Writ's word is enough: whoever uses it asks
+	ByExpiry Ending = "expiry" // nobody asks: it is gone when its time is over
+	AtTarget Ending = "target" // the target says so
+)
+
+// Ending is how the end of the credential is seen.
+func (g Grant) Ending() Ending {
+	switch {
+	case g.Outside:
+		return AtTarget
+	case g.Revocability == RevocableExpiry:
+		return ByExpiry
+	}
+	return ByWord
+}
 
 // ErrStale says that a lease ended since it was read.
 var ErrStale = errors.New("lease changed since it was read")
@@ -62,112 +121,114 @@ var ErrStale = errors.New("lease changed since it was read")
 type Tx interface {
 	audit.Tx
 	Now() time.Time
+	// Admit looks whether a lease may be added, after whatever an operator stopped up to
+	// now, and until the commit keeps operators from stopping it.
+	Admit(ctx context.Context, l Lease, since time.Time, limits Limits) (Admission, error)
 	InsertLease(ctx context.Context, l Lease) error
-	// Lease returns fault.NotFound for an unknown id.
+	// Lease returns fault.NotFound for an unknown id. It has no Recall.
 	Lease(ctx context.Context, id string) (Lease, error)
-	// EndLease marks an active lease revoked at the transaction's time; otherwise
+	// ActivateLease makes an intent active and keeps what unmaking it needs, unless it
+	// has ended meanwhile, its time is over or an operator has stopped it: ErrStale.
+	ActivateLease(ctx context.Context, id, recall string) error
+	// RecallLease keeps what unmaking a lease needs that was made after it had ended, and
+	// has it unmade (again).
+	RecallLease(ctx context.Context, id, recall string) error
+	// ExtendLease moves the end of an active lease, and its mint deadline; otherwise
 	// ErrStale.
-	EndLease(ctx context.Context, id, reason string) error
-	// LoseOutcome marks the outcome of a decision unknown, and says whether nobody had
-	// reported one.
-	LoseOutcome(ctx context.Context, decision string) (bool, error)
-	// ActiveLeases lists active leases of the selection, oldest first.
-	ActiveLeases(ctx context.Context, s Selection, limit int) ([]Lease, error)
+	ExtendLease(ctx context.Context, id string, deadline, expires time.Time) error
+	// EndLeases ends up to limit leases of the selection that have not ended, and returns
+	// them as they are then.
+	EndLeases(ctx context.Context, s Selection, e End, limit int) ([]Lease, error)
+	// LoseOutcomes marks the outcome of those decisions unknown of which nobody reported
+	// one, and returns these.
+	LoseOutcomes(ctx context.Context, decisions []string) ([]string, error)
+	// Notify wakes those who wait for a topic, after the commit.
+	Notify(topic string)
 }
 
-// Selection picks leases; the zero value picks none. Exactly one part is set.
-type Selection struct {
-	Decision string
-	Session  string
-	User     identity.Ref
-	Agent    identity.Ref
-	Due      bool // expired, but still marked active
-	All      bool
-}
+// MintTime is how long a target may take to make a credential.
+const MintTime = 10 * time.Second
 
 // New makes the lease of a grant, that ends with its time or its session.
-func New(g Grant, session string, sessionEnd time.Time, decision string, act intent.Act, hash string, now time.Time) Lease {
+func New(g Grant, session string, sessionEnd time.Time, decision, policy string, act intent.Act, hash string, now time.Time) Lease {
 	expires := now.Add(g.TTL)
 	if sessionEnd.Before(expires) {
 		expires = sessionEnd
 	}
 	// Tokens count in whole seconds; a lease must not claim to end later than they do.
 	expires = expires.Truncate(time.Second)
-	return Lease{
-		ID: id.New(id.Lease), State: Active, Session: session, Decision: decision, User: act.User, Agent: act.Agent,
-		IntentHash: hash, Grant: g, CreatedAt: now, ExpiresAt: expires,
+	l := Lease{
+		ID: id.New(id.Lease), Session: session, Decision: decision, Policy: policy, User: act.User, Agent: act.Agent,
+		IntentHash: hash, Grant: g, ExpiresAt: expires,
 	}
+	return l.Fresh(now)
 }
 
-// Begin records a lease. Only after the commit may its secret be minted.
-func Begin(ctx context.Context, tx Tx, l Lease) error {
+// Fresh is l as it begins at now.
+func (l Lease) Fresh(now time.Time) Lease {
+	l.State, l.CreatedAt, l.MintDeadline = Active, now, now
+	if l.Outside {
+		l.State, l.MintDeadline = Intent, now.Add(MintTime)
+	}
+	l.EndedAt, l.GoneAt, l.EndReason = time.Time{}, time.Time{}, ""
+	return l
+}
+
+// Begin records a lease of a session that began at a time. Only after the commit may
+// its credential be made. What an operator has stopped is ErrHalted, and a quota that
+// is used up a fault.
+func Begin(ctx context.Context, tx Tx, l Lease, since time.Time, limits Limits) error {
+	if err := admit(ctx, tx, l, since, limits); err != nil {
+		return err
+	}
 	if err := tx.InsertLease(ctx, l); err != nil {
 		return err
 	}
-	return audit.Append(ctx, tx, audit.Entry{
-		Kind: audit.LeaseActive, Session: l.Session, Decision: l.Decision, Lease: l.ID, User: l.User, Agent: l.Agent,
-		Detail: map[string]any{
-			"minter": l.Minter, "kind": l.Kind, "scope": l.Scope, "expires_at": l.ExpiresAt,
-			"revocability": l.Revocability, "precision": l.Precision, "intent_hash": l.IntentHash,
-		},
+	kind := audit.LeaseActive
+	if l.State == Intent {
+		kind = audit.LeaseIntent
+	}
+	return record(ctx, tx, kind, l, map[string]any{
+		"minter": l.Minter, "kind": l.Kind, "scope": l.Scope, "expires_at": l.ExpiresAt,
+		"revocability": l.Revocability, "precision": l.Precision, "intent_hash": l.IntentHash,
 	})
 }
 
-// End revokes one lease. Ending one that has ended changes nothing. An act whose
-// outcome nobody reported by then is recorded as unknown.
-func End(ctx context.Context, tx Tx, l Lease, reason string, operator identity.Ref) error {
-	switch err := tx.EndLease(ctx, l.ID, reason); {
-	case errors.Is(err, ErrStale):
+// Renew moves the end of a lease to that of a fresh one for the same act. ErrStale says
+// that it has ended.
+func Renew(ctx context.Context, tx Tx, l, fresh Lease, since time.Time) (Lease, error) {
+	if err := admit(ctx, tx, l, since, Limits{}); err != nil {
+		return l, err
+	}
+	l.MintDeadline, l.Cnf = fresh.MintDeadline, fresh.Cnf
+	if fresh.ExpiresAt.After(l.ExpiresAt) {
+		l.ExpiresAt = fresh.ExpiresAt
+	}
+	if err := tx.ExtendLease(ctx, l.ID, l.MintDeadline, l.ExpiresAt); err != nil {
+		return l, err
+	}
+	return l, record(ctx, tx, audit.LeaseRenewed, l, map[string]any{"decision": fresh.Decision, "expires_at": l.ExpiresAt})
+}
+
+// Activate records that a credential was made. Only after the commit may its secret
+// leave. ErrStale says that the lease has ended meanwhile; the credential is being
+// unmade then.
+func Activate(ctx context.Context, tx Tx, l Lease, recall string) error {
+	err := tx.ActivateLease(ctx, l.ID, recall)
+	if err != nil {
+		return err
+	}
+	return record(ctx, tx, audit.LeaseActive, l, map[string]any{"minter": l.Minter, "kind": l.Kind, "expires_at": l.ExpiresAt})
+}
+
+// Recalled hands in what is needed to unmake a credential whose lease could not become
+// active.
+func Recalled(ctx context.Context, tx Tx, l Lease, recall string) error {
+	if recall == "" {
 		return nil
-	case err != nil:
-		return err
 	}
-	e := audit.Entry{
-		Kind: audit.LeaseRevoked, Session: l.Session, Decision: l.Decision, Lease: l.ID,
-		User: l.User, Agent: l.Agent, Operator: operator, Detail: map[string]any{"reason": reason},
-	}
-	if err := audit.Append(ctx, tx, e); err != nil || reason == EndReissued || reason == EndMintFailed {
-		return err
-	}
-	lost, err := tx.LoseOutcome(ctx, l.Decision)
-	if err != nil || !lost {
-		return err
-	}
-	e.Kind, e.Operator, e.Detail = audit.DecisionOutcome, identity.Ref{}, map[string]any{"outcome": "unknown", "by": "writ"}
-	return audit.Append(ctx, tx, e)
-}
-
-// Ended counts the leases that were ended, by kind.
-type Ended map[string]int
-
-// Total is their number.
-func (e Ended) Total() int {
-	n := 0
-	for _, k := range e {
-		n += k
-	}
-	return n
-}
-
-// EndAll revokes all active leases of a selection.
-func EndAll(ctx context.Context, tx Tx, s Selection, reason string, operator identity.Ref) (Ended, error) {
-	const batch = 1000
-	ended := Ended{}
-	for {
-		ls, err := tx.ActiveLeases(ctx, s, batch)
-		if err != nil {
-			return nil, err
-		}
-		for _, l := range ls {
-			if err := End(ctx, tx, l, reason, operator); err != nil {
-				return nil, fmt.Errorf("end lease %s: %w", l.ID, err)
-			}
-			ended[l.Kind]++
-		}
-		if len(ls) < batch {
-			return ended, nil
-		}
-	}
+	tx.Notify(UnmakeTopic)
+	return tx.RecallLease(ctx, l.ID, recall)
 }
 
 // Find returns a lease of the agent's; one that isn't is as good as none:
@@ -184,3 +245,9 @@ func Find(ctx context.Context, tx Tx, leaseID string, c identity.Caller) (Lease,
 }
 
 func notFound() error { return fault.New(fault.NotFound, "no such lease of this agent and user") }
+
+func record(ctx context.Context, tx audit.Tx, kind audit.Kind, l Lease, detail map[string]any) error {
+	return audit.Append(ctx, tx, audit.Entry{
+		Kind: kind, Session: l.Session, Decision: l.Decision, Lease: l.ID, User: l.User, Agent: l.Agent, Detail: detail,
+	})
+}

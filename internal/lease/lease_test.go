@@ -59,7 +59,7 @@ func TestLeaseEndsWithItsTimeOrItsSession(t *testing.T) {
 		{"part of a second", 1500 * time.Millisecond, time.Hour, 2 * time.Second, true}, // .9 + 1.5 = 2.4
 		{"a session that ends within the second", time.Minute, 50 * time.Millisecond, 0, false},
 	} {
-		l := lease.New(lease.Grant{TTL: c.ttl}, "ses", now.Add(c.sessionEnd), "dec", intent.Act{}, "h", now)
+		l := lease.New(lease.Grant{TTL: c.ttl}, "ses", now.Add(c.sessionEnd), "dec", "rev", intent.Act{}, "h", now)
 		if want := now.Truncate(time.Second).Add(c.want); !l.ExpiresAt.Equal(want) || l.Alive(now) != c.alive {
 			t.Errorf("%s: ends %v, want %v; alive %v", c.name, l.ExpiresAt, want, l.Alive(now))
 		}
@@ -123,7 +123,7 @@ func inWorld(t *testing.T, f func(w *world)) {
 		defer func() { _ = store.Close() }()
 		w := &world{t: t, ctx: t.Context(), store: store}
 		w.in(func(tx *sqlstore.Tx) error {
-			w.s = session.New(user, agent.Ref, session.Spec{}, session.Settings{DefaultAge: time.Hour}, tx.Now())
+			w.s = session.New(user, agent.Ref, session.Spec{}, session.Settings{DefaultAge: 12 * time.Hour}, tx.Now())
 			return session.Open(w.ctx, tx, w.s, identity.Principal{})
 		})
 		f(w)
@@ -141,8 +141,8 @@ func (w *world) begin(ttl time.Duration) (l lease.Lease) {
 	w.t.Helper()
 	w.in(func(tx *sqlstore.Tx) error {
 		g := lease.Grant{Minter: "crm", Kind: "jwt", Scope: map[string]any{}, TTL: ttl}
-		l = lease.New(g, w.s.ID, w.s.EndsAt, "dec", intent.Act{User: user.Ref, Agent: agent.Ref}, "h", tx.Now())
-		return lease.Begin(w.ctx, tx, l)
+		l = lease.New(g, w.s.ID, w.s.EndsAt, "dec", "rev", intent.Act{User: user.Ref, Agent: agent.Ref}, "h", tx.Now())
+		return lease.Begin(w.ctx, tx, l, w.s.StartedAt, lease.Limits{})
 	})
 	return l
 }
@@ -174,7 +174,10 @@ func TestEndingTwiceChangesNothing(t *testing.T) {
 	inWorld(t, func(w *world) {
 		l := w.begin(time.Minute)
 		end := func(reason string) {
-			w.in(func(tx *sqlstore.Tx) error { return lease.End(w.ctx, tx, l, reason, identity.Ref{}) })
+			w.in(func(tx *sqlstore.Tx) error {
+				_, err := lease.EndOne(w.ctx, tx, l, lease.End{Reason: reason})
+				return err
+			})
 		}
 		time.Sleep(time.Second)
 		end("released")
@@ -197,7 +200,7 @@ func TestEndAll(t *testing.T) {
 		}
 		endAll := func() (n int) {
 			w.in(func(tx *sqlstore.Tx) error {
-				ended, err := lease.EndAll(w.ctx, tx, lease.Selection{Session: w.s.ID}, "session_ended", identity.Ref{})
+				ended, err := lease.EndAll(w.ctx, tx, lease.Selection{Session: w.s.ID}, lease.End{Reason: lease.EndSession})
 				n = ended.Total()
 				if ended["jwt"] != n {
 					t.Errorf("%v", ended)

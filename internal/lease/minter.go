@@ -25,6 +25,9 @@ type Grant struct {
 	// Outside says that the credential exists at a target, and ends only when it was seen
 	// to have ended there. Otherwise Writ signs it by itself.
 	Outside bool `json:"outside,omitempty"`
+	// Renewable says that Mint can be asked again for a lease that is active, to make its
+	// credential good for longer.
+	Renewable bool `json:"renewable,omitempty"`
 }
 
 // Revocability says when a revoked credential stops working.

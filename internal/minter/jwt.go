@@ -37,7 +37,7 @@ type JWT struct {
 func (m *JWT) Plan(w lease.Want) (lease.Grant, *lease.Refusal) {
 	g := lease.Grant{
 		Minter: m.Name, Kind: JWTKind, TTL: min(w.TTL, m.MaxTTL),
-		Revocability: lease.RevocableExpiry, Precision: lease.PrecisionCoarse,
+		Revocability: lease.RevocableExpiry, Precision: lease.PrecisionCoarse, Renewable: true,
 	}
 	if m.Introspects {
 		g.Revocability = lease.RevocableIntrospect

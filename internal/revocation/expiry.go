@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/writsec/writ/internal/approval"
-	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/session"
 )
@@ -58,7 +57,7 @@ func (e *Expirer) Run(ctx context.Context) error {
 func (e *Expirer) step(ctx context.Context) (more bool, err error) {
 	// A transaction each: one that can't be done must not keep the others from it.
 	var errs []error
-	for _, work := range []func(context.Context) (bool, error){e.expireLeases, e.expireSessions, e.forget} {
+	for _, work := range []func(context.Context) (bool, error){e.expireLeases, e.expireSessions, e.revocations, e.forget} {
 		again, err := work(ctx)
 		if errors.Is(err, session.ErrChanged) || errors.Is(err, approval.ErrStale) {
 			again, err = true, nil // a parallel transaction was faster; look again
@@ -70,25 +69,43 @@ func (e *Expirer) step(ctx context.Context) (more bool, err error) {
 }
 
 func (e *Expirer) expireLeases(ctx context.Context) (more bool, err error) {
-	var leases []lease.Lease
-	err = e.Store.Update(ctx, func(tx Tx) (err error) {
-		if leases, err = tx.ActiveLeases(ctx, lease.Selection{Due: true}, expireBatch); err != nil {
+	for _, due := range []struct {
+		leases lease.Selection
+		reason string
+	}{
+		{lease.Selection{Due: true}, lease.EndExpired},
+		{lease.Selection{Overdue: true}, lease.EndMintFailed}, // whoever made them is gone, or late
+	} {
+		var ended lease.Ended
+		err := e.Store.Update(ctx, func(tx Tx) (err error) {
+			ended, err = lease.EndSome(ctx, tx, due.leases, lease.End{Reason: due.reason})
 			return err
+		})
+		if err != nil {
+			return false, err
 		}
-		for _, l := range leases {
-			if err := lease.End(ctx, tx, l, "expired", identity.Ref{}); err != nil {
-				return err
-			}
+		for kind, n := range ended {
+			e.Metrics.Leases.WithLabelValues(kind, due.reason).Add(float64(n))
 		}
-		return nil
+		more = more || ended.Total() == lease.BatchSize
+	}
+	return more, nil
+}
+
+// revocations carries on those that are under way.
+func (e *Expirer) revocations(ctx context.Context) (more bool, err error) {
+	var due []string
+	err = e.Store.Update(ctx, func(tx Tx) (err error) {
+		due, err = tx.DueRevocations(ctx, expireBatch)
+		return err
 	})
-	if err != nil {
-		return false, err
+	var errs []error
+	for _, id := range due {
+		again, err := e.carryOn(ctx, id)
+		more = more || again
+		errs = append(errs, err)
 	}
-	for _, l := range leases {
-		e.Metrics.Leases.WithLabelValues(l.Kind, "expired").Inc()
-	}
-	return len(leases) == expireBatch, nil
+	return more, errors.Join(append(errs, err)...)
 }
 
 func (e *Expirer) expireSessions(ctx context.Context) (more bool, err error) {
@@ -104,7 +121,7 @@ func (e *Expirer) expireSessions(ctx context.Context) (more bool, err error) {
 			if tx.Now().Before(s.EndsAt) {
 				reason = "idle"
 			}
-			if err := t.end(ctx, tx, s, reason, identity.Ref{}); err != nil {
+			if err := t.end(ctx, tx, s, reason, lease.End{Reason: lease.EndSession}); err != nil {
 				return err
 			}
 		}

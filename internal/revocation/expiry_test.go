@@ -2,6 +2,7 @@ package revocation_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -51,9 +52,9 @@ func TestExpirer(t *testing.T) {
 	}
 	// More than one batch of leases in one session.
 	err := w.Update(t.Context(), func(tx *sqlstore.Tx) error {
-		for range 150 {
-			l := lease.New(lease.Grant{Kind: "jwt", TTL: 10 * time.Second}, w.aliceX.ID, w.aliceX.EndsAt, "dec", actOf(w.aliceX), "h", tx.Now())
-			if err := lease.Begin(t.Context(), tx, l); err != nil {
+		for range lease.BatchSize + 50 {
+			l := lease.New(lease.Grant{Kind: "jwt", TTL: 10 * time.Second}, w.aliceX.ID, w.aliceX.EndsAt, "dec", "rev", actOf(w.aliceX), "h", tx.Now())
+			if err := lease.Begin(t.Context(), tx, l, w.aliceX.StartedAt, lease.Limits{}); err != nil {
 				return err
 			}
 		}
@@ -69,14 +70,14 @@ func TestExpirer(t *testing.T) {
 	}
 	w.now = start.Add(11 * time.Second)
 	step()
-	if diff := cmp.Diff(map[string]int{"lease.revoked expired": 150}, w.ends()); diff != "" {
+	if diff := cmp.Diff(map[string]int{"lease.revoked expired": lease.BatchSize + 50}, w.ends()); diff != "" {
 		t.Error(diff)
 	}
 	w.now = start.Add(time.Hour)
 	step()
 	step() // ending twice changes nothing
 	want := map[string]int{
-		"lease.revoked expired": 153, "session.ended expired": 3, "approval.closed the session ended": 3,
+		"lease.revoked expired": lease.BatchSize + 53, "session.ended expired": 3, "approval.closed the session ended": 3,
 	}
 	if diff := cmp.Diff(want, w.ends()); diff != "" {
 		t.Error(diff)
@@ -84,7 +85,7 @@ func TestExpirer(t *testing.T) {
 	if got := w.alive(); len(got) != 0 {
 		t.Errorf("still alive: %v", got)
 	}
-	if got := w.metric(`writ_leases_total{event="expired",kind="jwt"}`); got != "153" {
+	if got := w.metric(`writ_leases_total{event="expired",kind="jwt"}`); got != fmt.Sprint(lease.BatchSize+53) {
 		t.Errorf("counted %s expired leases", got)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/writsec/writ/internal/approval"
-	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/session"
@@ -21,9 +20,22 @@ type Tx interface {
 	session.Tx
 	approval.Tx
 	lease.Tx
-	// LiveSessions lists the sessions of a user, of an agent, or all, that can still
-	// carry decisions. Exactly one of the three is asked for.
-	LiveSessions(ctx context.Context, user, agent identity.Ref, all bool) ([]session.Session, error)
+	// LiveSessions lists up to limit sessions of a user, of an agent, or all, that can
+	// still carry decisions and began by a time. Exactly one of the three is asked for.
+	LiveSessions(ctx context.Context, user, agent identity.Ref, all bool, until time.Time, limit int) ([]session.Session, error)
+	// HoldAll waits for the decisions and sign-ins under way, keeps new ones out until the
+	// commit, and returns the time from when on it does.
+	HoldAll(ctx context.Context) (time.Time, error)
+	InsertRevocation(ctx context.Context, v Revocation) error
+	// Revocation returns fault.NotFound for an unknown id.
+	Revocation(ctx context.Context, id string) (Revocation, error)
+	// UpdateRevocation stores how far it has come and whether it still holds.
+	UpdateRevocation(ctx context.Context, v Revocation) error
+	// DueRevocations lists those of which not all was seen to be gone.
+	DueRevocations(ctx context.Context, limit int) ([]string, error)
+	// RevokedLeases counts the leases that a revocation ended, and those of them that were
+	// seen to be gone, the last at a time.
+	RevokedLeases(ctx context.Context, id string) (total, gone int, last time.Time, err error)
 	// LoginSessions lists the sessions of one login at an issuer that have not ended, and
 	// those of the user, if one is named, that don't say of which login they are.
 	LoginSessions(ctx context.Context, user identity.Ref, sid string) ([]session.Session, error)
@@ -77,20 +89,19 @@ type Revoker struct {
 // Release ends a lease that its agent gives back. Releasing twice changes nothing.
 func (r *Revoker) Release(ctx context.Context, c identity.Caller, leaseID string) (lease.Lease, error) {
 	var l lease.Lease
-	var active bool
+	var ended lease.Ended
 	err := r.update(ctx, func(ctx context.Context, tx Tx) (err error) {
 		if l, err = lease.Find(ctx, tx, leaseID, c); err != nil {
 			return err
 		}
-		active = l.State == lease.Active
-		if err := lease.End(ctx, tx, l, "released", identity.Ref{}); err != nil {
+		if ended, err = lease.EndOne(ctx, tx, l, lease.End{Reason: lease.EndReleased}); err != nil {
 			return err
 		}
 		l, err = tx.Lease(ctx, leaseID)
 		return err
 	})
-	if err == nil && active {
-		r.Metrics.Leases.WithLabelValues(l.Kind, "released").Inc()
+	if err == nil && ended.Total() > 0 {
+		r.Metrics.Leases.WithLabelValues(l.Kind, lease.EndReleased).Inc()
 	}
 	return l, err
 }
@@ -106,7 +117,7 @@ func (r *Revoker) EndSession(ctx context.Context, c identity.Caller, sessionID s
 		if s, err = session.Find(ctx, tx, sessionID, c); err != nil {
 			return err
 		}
-		if err := t.end(ctx, tx, s, "ended by the agent", identity.Ref{}); err != nil {
+		if err := t.end(ctx, tx, s, "ended by the agent", lease.End{Reason: lease.EndSession}); err != nil {
 			return err
 		}
 		s, err = tx.Session(ctx, sessionID)
@@ -118,88 +129,6 @@ func (r *Revoker) EndSession(ctx context.Context, c identity.Caller, sessionID s
 	return s, err
 }
 
-// Scope is what an operator revokes. Exactly one part is set.
-type Scope struct {
-	Lease   string
-	Session string
-	User    identity.Ref
-	Agent   identity.Ref
-	All     bool
-}
-
-// Result says what an operator's revocation ended.
-type Result struct {
-	Leases   int `json:"leases"`
-	Sessions int `json:"sessions"`
-}
-
-// Revoke is the kill switch. Whoever is in its scope loses every credential with
-// its commit, and every session, so that nothing new can be minted in these.
-func (r *Revoker) Revoke(ctx context.Context, operator identity.Principal, s Scope, reason string) (Result, error) {
-	var t toll
-	err := r.update(ctx, func(ctx context.Context, tx Tx) error {
-		t = newToll()
-		sessions, err := sessionsOf(ctx, tx, s)
-		if err != nil {
-			return err
-		}
-		signIns, err := tx.EndSignIns(ctx, s.User, s.Agent, s.All)
-		if err != nil {
-			return err
-		}
-		for _, live := range sessions {
-			if err := t.end(ctx, tx, live, "revoked by an operator", operator.Ref); err != nil {
-				return err
-			}
-		}
-		// Leases whose session had ended before, and the one lease asked for: the one that
-		// its decision has now, which may be another after a retry.
-		decision := ""
-		if s.Lease != "" {
-			l, err := tx.Lease(ctx, s.Lease) // an unknown lease is an operator's typo, not a success
-			if err != nil {
-				return err
-			}
-			decision = l.Decision
-			if err := tx.HoldDecision(ctx, decision); err != nil {
-				return err
-			}
-		}
-		t.direct, err = lease.EndAll(ctx, tx, lease.Selection{
-			Decision: decision, Session: s.Session, User: s.User, Agent: s.Agent, All: s.All,
-		}, "operator", operator.Ref)
-		if err != nil {
-			return err
-		}
-		return audit.Append(ctx, tx, audit.Entry{
-			Kind: audit.OperatorRevoked, Operator: operator.Ref, User: s.User, Agent: s.Agent, Session: s.Session, Lease: s.Lease,
-			Detail: map[string]any{"all": s.All, "reason": reason, "leases": t.leases(), "sessions": t.sessions, "sign_ins": signIns},
-		})
-	})
-	if err != nil {
-		return Result{}, err
-	}
-	r.count(t)
-	return Result{Leases: t.leases(), Sessions: t.sessions}, nil
-}
-
-func sessionsOf(ctx context.Context, tx Tx, s Scope) ([]session.Session, error) {
-	switch {
-	case s.Lease != "":
-		return nil, nil
-	case s.Session != "":
-		if err := tx.HoldSession(ctx, s.Session); err != nil {
-			return nil, err
-		}
-		one, err := tx.Session(ctx, s.Session)
-		if err != nil || !one.EndedAt.IsZero() {
-			return nil, err
-		}
-		return []session.Session{one}, nil
-	}
-	return tx.LiveSessions(ctx, s.User, s.Agent, s.All)
-}
-
 // toll is what one revocation ended.
 type toll struct {
 	sessions, approvals int
@@ -207,22 +136,20 @@ type toll struct {
 	direct              lease.Ended // leases that an operator ended otherwise
 }
 
-func newToll() toll { return toll{withSession: lease.Ended{}} }
+func newToll() toll { return toll{withSession: lease.Ended{}, direct: lease.Ended{}} }
 
 // end ends a session, its approvals and its leases.
-func (t *toll) end(ctx context.Context, tx Tx, s session.Session, reason string, operator identity.Ref) error {
-	if err := session.End(ctx, tx, s, reason, operator); err != nil {
+func (t *toll) end(ctx context.Context, tx Tx, s session.Session, reason string, e lease.End) error {
+	if err := session.End(ctx, tx, s, reason, e.Operator); err != nil {
 		return err
 	}
-	n, err := approval.CancelAll(ctx, tx, s.ID, "the session ended", operator)
+	n, err := approval.CancelAll(ctx, tx, s.ID, "the session ended", e.Operator)
 	if err != nil {
 		return err
 	}
-	ended, err := lease.EndAll(ctx, tx, lease.Selection{Session: s.ID}, "session_ended", operator)
+	ended, err := lease.EndAll(ctx, tx, lease.Selection{Session: s.ID}, e)
 	t.sessions, t.approvals = t.sessions+1, t.approvals+n
-	for kind, n := range ended {
-		t.withSession[kind] += n
-	}
+	t.withSession.Add(ended)
 	return err
 }
 
@@ -232,10 +159,10 @@ func (t *toll) leases() int { return t.withSession.Total() + t.direct.Total() }
 func (r *Revoker) count(t toll) {
 	r.Metrics.Approvals.WithLabelValues(string(approval.Cancelled)).Add(float64(t.approvals))
 	for kind, n := range t.withSession {
-		r.Metrics.Leases.WithLabelValues(kind, "session_ended").Add(float64(n))
+		r.Metrics.Leases.WithLabelValues(kind, lease.EndSession).Add(float64(n))
 	}
 	for kind, n := range t.direct {
-		r.Metrics.Leases.WithLabelValues(kind, "operator").Add(float64(n))
+		r.Metrics.Leases.WithLabelValues(kind, lease.EndOperator).Add(float64(n))
 	}
 }
 

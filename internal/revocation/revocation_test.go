@@ -79,8 +79,8 @@ func (w *world) open(name string, user, agent identity.Principal) (s session.Ses
 		if err := session.Open(ctx, tx, s, identity.Principal{}); err != nil {
 			return err
 		}
-		l := lease.New(lease.Grant{Kind: "jwt", TTL: time.Minute}, s.ID, s.EndsAt, "dec_"+name, intent.Act{User: user.Ref, Agent: agent.Ref}, "h", tx.Now())
-		if err := lease.Begin(ctx, tx, l); err != nil {
+		l := lease.New(lease.Grant{Kind: "jwt", TTL: time.Minute}, s.ID, s.EndsAt, "dec_"+name, "rev", intent.Act{User: user.Ref, Agent: agent.Ref}, "h", tx.Now())
+		if err := lease.Begin(ctx, tx, l, s.StartedAt, lease.Limits{}); err != nil {
 			return err
 		}
 		a, err := approval.Open(ctx, tx, approval.Opening{
@@ -147,34 +147,51 @@ func (w *world) metric(name string) string {
 	return m[1]
 }
 
+func ofUser(r identity.Ref) revocation.Scope {
+	return revocation.Scope{Kind: revocation.OfUser, Value: r.ID, Issuer: r.Issuer}
+}
+
+type ended struct{ Leases, Sessions int }
+
+func (w *world) revoke(ctx context.Context, s revocation.Scope, reason string) (ended, error) {
+	p, err := w.revoker.Revoke(ctx, revocation.Order{Operator: operator.Ref, Scope: s, Reason: reason})
+	return ended{p.Leases, p.Sessions}, err
+}
+
 func TestKillSwitch(t *testing.T) {
 	for name, c := range map[string]struct {
 		scope  func(w *world) revocation.Scope
-		result revocation.Result
+		result ended
 		left   []string
 	}{
-		"lease": {func(w *world) revocation.Scope { return revocation.Scope{Lease: w.leaseOf["alice-x"]} },
-			revocation.Result{Leases: 1}, append([]string{"alice-x approval", "alice-x session"}, all("alice-y", "bob-x")...)},
-		"session": {func(w *world) revocation.Scope { return revocation.Scope{Session: w.aliceX.ID} },
-			revocation.Result{Leases: 1, Sessions: 1}, all("alice-y", "bob-x")},
-		"user": {func(*world) revocation.Scope { return revocation.Scope{User: alice.Ref} },
-			revocation.Result{Leases: 2, Sessions: 2}, all("bob-x")},
-		"agent": {func(*world) revocation.Scope { return revocation.Scope{Agent: x.Ref} },
-			revocation.Result{Leases: 2, Sessions: 2}, all("alice-y")},
-		"all": {func(*world) revocation.Scope { return revocation.Scope{All: true} },
-			revocation.Result{Leases: 3, Sessions: 3}, nil},
-		"a user without anything": {func(*world) revocation.Scope { return revocation.Scope{User: carol.Ref} },
-			revocation.Result{}, all("alice-x", "alice-y", "bob-x")},
-		"a user of another issuer": {func(*world) revocation.Scope {
-			return revocation.Scope{User: identity.Ref{Issuer: "https://other.example", ID: "alice"}}
+		"lease": {func(w *world) revocation.Scope {
+			return revocation.Scope{Kind: revocation.OfLease, Value: w.leaseOf["alice-x"]}
 		},
-			revocation.Result{}, all("alice-x", "alice-y", "bob-x")},
+			ended{Leases: 1}, append([]string{"alice-x approval", "alice-x session"}, all("alice-y", "bob-x")...)},
+		"session": {func(w *world) revocation.Scope {
+			return revocation.Scope{Kind: revocation.OfSession, Value: w.aliceX.ID}
+		},
+			ended{Leases: 1, Sessions: 1}, all("alice-y", "bob-x")},
+		"user": {func(*world) revocation.Scope { return ofUser(alice.Ref) },
+			ended{Leases: 2, Sessions: 2}, all("bob-x")},
+		"agent": {func(*world) revocation.Scope {
+			return revocation.Scope{Kind: revocation.OfAgent, Value: x.ID, Issuer: x.Issuer}
+		},
+			ended{Leases: 2, Sessions: 2}, all("alice-y")},
+		"all": {func(*world) revocation.Scope { return revocation.Scope{Kind: revocation.OfAll} },
+			ended{Leases: 3, Sessions: 3}, nil},
+		"a user without anything": {func(*world) revocation.Scope { return ofUser(carol.Ref) },
+			ended{}, all("alice-x", "alice-y", "bob-x")},
+		"a user of another issuer": {func(*world) revocation.Scope {
+			return ofUser(identity.Ref{Issuer: "https://other.example", ID: "alice"})
+		},
+			ended{}, all("alice-x", "alice-y", "bob-x")},
 		"nothing": {func(*world) revocation.Scope { return revocation.Scope{} },
-			revocation.Result{}, all("alice-x", "alice-y", "bob-x")},
+			ended{}, all("alice-x", "alice-y", "bob-x")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			got, err := w.revoker.Revoke(t.Context(), operator, c.scope(w), "drill")
+			got, err := w.revoke(t.Context(), c.scope(w), "drill")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -184,8 +201,8 @@ func TestKillSwitch(t *testing.T) {
 			if d := cmp.Diff(c.left, w.alive()); d != "" {
 				t.Errorf("left (-want +got):\n%s", d)
 			}
-			again, err := w.revoker.Revoke(t.Context(), operator, c.scope(w), "drill")
-			if err != nil || again != (revocation.Result{}) {
+			again, err := w.revoke(t.Context(), c.scope(w), "drill")
+			if err != nil || again != (ended{}) {
 				t.Errorf("again: %+v, %v", again, err)
 			}
 		})
@@ -194,8 +211,8 @@ func TestKillSwitch(t *testing.T) {
 
 func TestKillSwitchTypos(t *testing.T) {
 	w := newWorld(t)
-	for _, s := range []revocation.Scope{{Lease: "lea_x"}, {Session: "ses_x"}} {
-		if _, err := w.revoker.Revoke(t.Context(), operator, s, ""); !fault.Is(err, fault.NotFound) {
+	for _, s := range []revocation.Scope{{Kind: revocation.OfLease, Value: "lea_x"}, {Kind: revocation.OfSession, Value: "ses_x"}} {
+		if _, err := w.revoke(t.Context(), s, ""); !fault.Is(err, fault.NotFound) {
 			t.Errorf("%+v: %v", s, err)
 		}
 	}
@@ -206,11 +223,11 @@ func TestKillSwitchTypos(t *testing.T) {
 
 func TestKillSwitchIsRecordedAndCounted(t *testing.T) {
 	w := newWorld(t)
-	if _, err := w.revoker.Revoke(t.Context(), operator, revocation.Scope{User: alice.Ref}, "phished"); err != nil {
+	if _, err := w.revoke(t.Context(), ofUser(alice.Ref), "phished"); err != nil {
 		t.Fatal(err)
 	}
 	var entry *audit.Entry
-	ended := 0
+	n := 0
 	err := w.View(t.Context(), func(tx *sqlstore.Tx) error {
 		es, err := tx.Unsequenced(t.Context(), 100)
 		for _, e := range es {
@@ -218,7 +235,7 @@ func TestKillSwitchIsRecordedAndCounted(t *testing.T) {
 			case audit.OperatorRevoked:
 				entry = &e
 			case audit.LeaseRevoked, audit.SessionEnded:
-				ended++
+				n++
 				if e.Operator != operator.Ref {
 					t.Errorf("%s does not name the operator", e.Kind)
 				}
@@ -226,17 +243,17 @@ func TestKillSwitchIsRecordedAndCounted(t *testing.T) {
 		}
 		return err
 	})
-	if err != nil || entry == nil || ended != 4 {
-		t.Fatal(err, entry, ended)
+	if err != nil || entry == nil || n != 4 {
+		t.Fatal(err, entry, n)
 	}
-	want := "map[all:false leases:2 reason:phished sessions:2 sign_ins:0]"
+	want := "map[frozen:false reason:phished revocation:" + fmt.Sprint(entry.Detail["revocation"]) + " scope:user sign_ins:0]"
 	if got := fmt.Sprint(entry.Detail); got != want || entry.Operator != operator.Ref || entry.User != alice.Ref {
 		t.Errorf("entry %+v", entry)
 	}
 	for name, want := range map[string]string{
 		`writ_approvals_total{status="cancelled"}`:            "2",
-		`writ_leases_total{event="session_ended",kind="jwt"}`: "2",
-		`writ_leases_total{event="operator",kind="jwt"}`:      "0",
+		`writ_leases_total{event="session_ended",kind="jwt"}`: "0",
+		`writ_leases_total{event="operator",kind="jwt"}`:      "2",
 	} {
 		if got := w.metric(name); got != want {
 			t.Errorf("%s is %s, want %s", name, got, want)
@@ -261,7 +278,7 @@ func TestRelease(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := w.revoker.Revoke(t.Context(), operator, revocation.Scope{Lease: w.leaseOf["bob-x"]}, ""); err != nil {
+	if _, err := w.revoke(t.Context(), revocation.Scope{Kind: revocation.OfLease, Value: w.leaseOf["bob-x"]}, ""); err != nil {
 		t.Fatal(err)
 	}
 	if l, err := w.revoker.Release(t.Context(), identity.Caller{Agent: x}, w.leaseOf["bob-x"]); err != nil || l.EndReason != "operator" {
@@ -312,14 +329,14 @@ func TestEndRacesWithDecisions(t *testing.T) {
 					if err := session.Settle(ctx, tx, s, session.Settings{Window: time.Hour}, session.Settlement{Marks: session.Marks{Counters: map[string]int64{"n": 1}}}); err != nil {
 						return err
 					}
-					l := lease.New(lease.Grant{Kind: "jwt", TTL: time.Minute}, s.ID, s.EndsAt, "dec", intent.Act{User: alice.Ref, Agent: x.Ref}, "h", tx.Now())
-					return lease.Begin(ctx, tx, l)
+					l := lease.New(lease.Grant{Kind: "jwt", TTL: time.Minute}, s.ID, s.EndsAt, "dec", "rev", intent.Act{User: alice.Ref, Agent: x.Ref}, "h", tx.Now())
+					return lease.Begin(ctx, tx, l, s.StartedAt, lease.Limits{})
 				})
 			}
 		})
 	}
 	g.Go(func() {
-		if _, err := w.revoker.Revoke(ctx, operator, revocation.Scope{All: true}, ""); err != nil {
+		if _, err := w.revoke(ctx, revocation.Scope{Kind: revocation.OfAll}, ""); err != nil {
 			t.Error(err)
 		}
 	})
@@ -328,7 +345,7 @@ func TestEndRacesWithDecisions(t *testing.T) {
 		t.Errorf("left: %s", strings.Join(left, ", "))
 	}
 	err := w.View(ctx, func(tx *sqlstore.Tx) error {
-		ls, err := tx.ActiveLeases(ctx, lease.Selection{All: true}, 10)
+		ls, err := tx.Leases(ctx, lease.Query{State: lease.Active, Limit: 10})
 		if len(ls) > 0 {
 			t.Errorf("%d leases live on", len(ls))
 		}
@@ -344,8 +361,8 @@ func TestKillSwitchOutlivesItsCaller(t *testing.T) {
 	w := newWorld(t)
 	ctx, hangUp := context.WithCancel(t.Context())
 	hangUp()
-	got, err := w.revoker.Revoke(ctx, operator, revocation.Scope{All: true}, "")
-	if err != nil || got != (revocation.Result{Leases: 3, Sessions: 3}) {
+	got, err := w.revoke(ctx, revocation.Scope{Kind: revocation.OfAll}, "")
+	if err != nil || got != (ended{Leases: 3, Sessions: 3}) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if left := w.alive(); len(left) != 0 {
@@ -362,17 +379,17 @@ func TestKillSwitchFollowsAReissuedLease(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := lease.End(t.Context(), tx, l, "reissued", identity.Ref{}); err != nil {
+		if _, err := lease.EndOne(t.Context(), tx, l, lease.End{Reason: lease.EndReissued}); err != nil {
 			return err
 		}
 		l.ID = id.New(id.Lease)
 		w.leaseOf["alice-x"] = l.ID
-		return lease.Begin(t.Context(), tx, l)
+		return lease.Begin(t.Context(), tx, l, w.aliceX.StartedAt, lease.Limits{})
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := w.revoker.Revoke(t.Context(), operator, revocation.Scope{Lease: old}, "")
+	got, err := w.revoke(t.Context(), revocation.Scope{Kind: revocation.OfLease, Value: old}, "")
 	if err != nil || got.Leases != 1 {
 		t.Errorf("%+v, %v", got, err)
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/session"
 )
 
@@ -12,9 +13,14 @@ import (
 // theirs, that were begun before, with their approvals and leases. Tokens from before
 // are not believed any more. The same word again changes nothing.
 func (r *Revoker) SignOut(ctx context.Context, o identity.SignOut) error {
-	// In a transaction of its own, and first: a session that is being opened meanwhile,
-	// which the second does not see, is dead by this from its first decision on.
-	err := r.update(ctx, func(ctx context.Context, tx Tx) error { return tx.PutSignOut(ctx, o) })
+	// In a transaction of its own, and first: it waits for the sessions that are being
+	// opened, so that the second sees them, and later ones are refused by it.
+	err := r.update(ctx, func(ctx context.Context, tx Tx) error {
+		if _, err := tx.HoldAll(ctx); err != nil {
+			return err
+		}
+		return tx.PutSignOut(ctx, o)
+	})
 	if err != nil {
 		return err
 	}
@@ -35,7 +41,7 @@ func (r *Revoker) SignOut(ctx context.Context, o identity.SignOut) error {
 			return err
 		}
 		for _, s := range sessions {
-			if err := t.end(ctx, tx, s, "the user was signed out", identity.Ref{}); err != nil {
+			if err := t.end(ctx, tx, s, "the user was signed out", lease.End{Reason: lease.EndSession}); err != nil {
 				return err
 			}
 		}
@@ -50,17 +56,20 @@ func (r *Revoker) SignOut(ctx context.Context, o identity.SignOut) error {
 	return err
 }
 
+// allSessions is more than an account has.
+const allSessions = 1 << 20
+
 // sessionsBefore lists the sessions that a sign-out ends.
 func sessionsBefore(ctx context.Context, tx Tx, o identity.SignOut) ([]session.Session, error) {
 	if o.Login != "" {
 		return over(tx.LoginSessions(ctx, o.User, o.Login))
 	}
 	// Accounts can be agents', too.
-	asUser, err := over(tx.LiveSessions(ctx, o.User, identity.Ref{}, false))
+	asUser, err := over(tx.LiveSessions(ctx, o.User, identity.Ref{}, false, tx.Now(), allSessions))
 	if err != nil {
 		return nil, err
 	}
-	asAgent, err := over(tx.LiveSessions(ctx, identity.Ref{}, o.User, false))
+	asAgent, err := over(tx.LiveSessions(ctx, identity.Ref{}, o.User, false, tx.Now(), allSessions))
 	return append(asUser, asAgent...), err
 }
 

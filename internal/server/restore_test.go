@@ -42,7 +42,7 @@ func put(t *testing.T, s *server.Server) (out things) {
 			ID: id.New(id.Lease), State: lease.Active, Session: one.ID, Decision: id.New(id.Decision), User: alice, Agent: agent,
 			CreatedAt: now, ExpiresAt: now.Add(time.Hour),
 		}
-		if err := lease.Begin(t.Context(), tx, l); err != nil {
+		if err := lease.Begin(t.Context(), tx, l, now, lease.Limits{}); err != nil {
 			return err
 		}
 		a := approval.Approval{

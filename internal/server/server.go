@@ -111,6 +111,8 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	})
 	uses := &lease.Uses{Store: sqlstore.For[audit.Tx](s.store), Logger: log}
 	revoker := &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics}
+	minters := newMinters(cfg, keys, s.store.Now)
+	work := newLeaseWork(minters, s.store, metrics, log)
 	settings := session.Settings{
 		DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge, Idle: cfg.Sessions.Idle, Window: cfg.Sessions.Window,
 	}
@@ -122,7 +124,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Identity: s.identity,
 		Decider: decision.New(decision.Config{
 			Identity: s.identity, Policy: s.policy, Store: sqlstore.For[decision.Tx](s.store), Approvals: approvals,
-			Providers: providers, Minters: newMinters(cfg, keys, s.store.Now), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
+			Providers: providers, Minters: minters, Breakers: work.breakers, Limits: leaseLimits(cfg), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
 			PromptLife: cfg.Approvals.ExpiresIn, MaxPending: cfg.Approvals.MaxPending, Keeper: keeper, Halted: s.stuck.Load, Metrics: metrics, Logger: log,
 		}),
 		SignIns:   signIns,
@@ -138,7 +140,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	expirer := &revocation.Expirer{
 		Revoker: revoker, Logger: log, KeepRecords: cfg.Retention.Records, KeepInputs: cfg.Retention.Inputs,
 	}
-	s.loops = []func(context.Context) error{s.policy.Run, s.identity.Run, approvals.Run, expirer.Run, s.watch(metrics, keys, root)}
+	s.loops = []func(context.Context) error{s.policy.Run, s.identity.Run, approvals.Run, expirer.Run, work.worker.Run, work.surveys.Run, s.watch(metrics, keys, root)}
 	s.last = []func(context.Context) error{uses.Run, s.newSequencer(hostOf(cfg), metrics).Run, s.newCopier(cfg.Audit.Copies, metrics).Run}
 
 	if s.api, err = listen(cfg.Listen, handler, cfg.Approvals.MaxWait+30*time.Second, log); err != nil {
@@ -373,21 +375,6 @@ func newProviders(issuers []config.Issuer, v *identity.Verifier) (map[string]app
 		})
 	}
 	return out, nil
-}
-
-func newMinters(cfg config.Config, keys *minter.Keys, now func() time.Time) map[string]lease.Minter {
-	out := map[string]lease.Minter{}
-	for name, m := range cfg.Minters {
-		if m.OAuth != nil {
-			out[name] = newOAuth(name, m, cfg.ExternalURL, keys, now)
-			continue
-		}
-		out[name] = &minter.JWT{
-			Name: name, Issuer: cfg.ExternalURL, Audience: m.Audience, Scopes: m.Scopes, MaxTTL: m.MaxTTL,
-			EnforcesDetails: m.EnforcesDetails, Introspects: m.Introspects, Keys: keys,
-		}
-	}
-	return out
 }
 
 func newServices(services []config.Service) ([]httpapi.Service, error) {

@@ -183,7 +183,13 @@ func (s *Server) watch(m *telemetry.Metrics, keys *minter.Keys, root sqlstore.Ro
 		s.stuck.Store(err == nil && min(lag, time.Since(began)) > maxLag)
 		if err == nil {
 			m.OpenApprovals.Set(float64(load.OpenApprovals))
-			m.ActiveLeases.Set(float64(load.ActiveLeases))
+			m.Freezes.Set(float64(load.Freezes))
+			m.ActiveLeases.Reset()
+			m.StuckLeases.Reset()
+			for _, l := range load.Leases {
+				m.ActiveLeases.WithLabelValues(l.Minter, string(l.State)).Set(float64(l.Count))
+				m.StuckLeases.WithLabelValues(l.Minter).Add(float64(l.Stuck))
+			}
 			m.Unsequenced.Set(float64(load.Unsequenced))
 		}
 		return errors.Join(append(errs, err)...)

@@ -51,12 +51,6 @@ func (t *Tx) SetOutcome(ctx context.Context, id string, o decision.Outcome) erro
 		`UPDATE decisions SET outcome = $1, outcome_by = 'agent' WHERE id = $2 AND outcome_by <> 'agent'`, o, id)
 }
 
-// LoseOutcome implements lease.Tx.
-func (t *Tx) LoseOutcome(ctx context.Context, id string) (bool, error) {
-	n, err := t.exec(ctx, "lose outcome", `UPDATE decisions SET outcome = 'unknown', outcome_by = 'writ' WHERE id = $1 AND outcome = ''`, id)
-	return n > 0, err
-}
-
 // Replay implements decision.Tx.
 func (t *Tx) Replay(ctx context.Context, agent identity.Ref, key string) (decision.Replay, bool, error) {
 	return found(one(ctx, t, "read idempotency key", func(row scanner) (r decision.Replay, err error) {

@@ -28,6 +28,10 @@ type dialect struct {
 	// that a flood of decisions could hold off the kill switch. Sessions fall into a few
 	// locks of another kind, which queue fairly: decisions share them, and who ends
 	// sessions holds them alone.
+	//
+	// And all share one more, which whoever revokes by a wider scope holds alone.
+	shareAll     string
+	holdAll      string
 	shareSession string // by id $1
 	sharedCheck  string // the same with the check of id $1 at version $2, and of its scope $3 at version $4
 	holdSessions string // of a condition
@@ -49,11 +53,14 @@ var postgresDialect = dialect{
 	),
 	lock:         " FOR NO KEY UPDATE",
 	claim:        " FOR NO KEY UPDATE SKIP LOCKED",
-	shareSession: `SELECT pg_advisory_xact_lock_shared(` + sessionBucket + `)`,
-	sharedCheck: `WITH held AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(` + sessionBucket + `))
+	shareAll:     `SELECT pg_advisory_xact_lock_shared(7719, -1)`,
+	holdAll:      `SELECT pg_advisory_xact_lock(7719, -1)`,
+	shareSession: `SELECT pg_advisory_xact_lock_shared(7719, -1), pg_advisory_xact_lock_shared(` + sessionBucket + `)`,
+	sharedCheck: `WITH held AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(7719, -1), pg_advisory_xact_lock_shared(` + sessionBucket + `))
 		SELECT 1 FROM sessions, held WHERE id = $1 AND version = $2 AND ended_at = 0 AND ` + scopeCheck + ` FOR SHARE OF sessions`,
 	holdSessions: `SELECT pg_advisory_xact_lock(class, bucket) FROM (
-		SELECT DISTINCT 7719 AS class, (hashtextextended(id, 0) & 63)::int AS bucket FROM sessions WHERE %s ORDER BY bucket) AS buckets`,
+		SELECT DISTINCT 7719 AS class, (hashtextextended(id, 0) & 63)::int AS bucket
+		FROM (SELECT id FROM sessions WHERE %s) AS held ORDER BY bucket) AS buckets`,
 	mutex:  `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`,
 	notify: `SELECT pg_notify('` + channel + `', topic) FROM unnest($1::text[]) AS topic`,
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/lease"
 )
 
 // AppendAudit implements audit.Tx.
@@ -34,14 +35,32 @@ func (t *Tx) Unsequenced(ctx context.Context, limit int) ([]audit.Entry, error) 
 }
 
 // Load is how much is under way, on all replicas.
-type Load struct{ OpenApprovals, ActiveLeases, Unsequenced int }
+type Load struct {
+	OpenApprovals, Unsequenced, Freezes int
+	Leases                              []LeaseLoad
+}
+
+// LeaseLoad counts the leases of a minter that are in a state.
+type LeaseLoad struct {
+	Minter       string
+	State        lease.State
+	Count, Stuck int
+}
 
 // Load counts what is under way.
 func (t *Tx) Load(ctx context.Context) (Load, error) {
-	return one(ctx, t, "count load", func(r scanner) (l Load, err error) {
-		return l, r.Scan(&l.OpenApprovals, &l.ActiveLeases, &l.Unsequenced)
+	l, err := one(ctx, t, "count load", func(r scanner) (l Load, err error) {
+		return l, r.Scan(&l.OpenApprovals, &l.Freezes, &l.Unsequenced)
 	}, `SELECT (SELECT count(*) FROM approvals WHERE state IN `+openStates+`),
-		(SELECT count(*) FROM leases WHERE state = 'active'), (SELECT count(*) FROM audit)`)
+		(SELECT count(*) FROM revocations WHERE active = 1 AND frozen = 1), (SELECT count(*) FROM audit)`)
+	if err != nil {
+		return l, err
+	}
+	l.Leases, err = some(ctx, t, "count leases", func(r scanner) (c LeaseLoad, err error) {
+		return c, r.Scan(&c.Minter, &c.State, &c.Count, &c.Stuck)
+	}, `SELECT minter, state, count(*), count(CASE WHEN `+fmt.Sprintf(stuck, 1)+` THEN 1 END) FROM leases WHERE gone_at = 0 AND state <> 'revoked' GROUP BY minter, state`,
+		micros(t.now.Add(-lease.StuckAfter)))
+	return l, err
 }
 
 // SequenceLag is how long the oldest entry has waited for the log.
@@ -236,8 +255,10 @@ func (t *Tx) EndEverything(ctx context.Context, reason string) (sessions, approv
 		WHERE state = 'approved' OR state IN `+openStates, reason); err != nil {
 		return 0, 0, 0, err
 	}
-	if leases, err = t.exec(ctx, "end leases", `UPDATE leases SET state = 'revoked', ended_at = $1, end_reason = $2
-		WHERE state <> 'revoked'`, now, reason); err != nil {
+	if leases, err = t.exec(ctx, "end leases", `UPDATE leases SET ended_at = $1, end_reason = $2, urgency = $3,
+		due_at = CASE WHEN ending = 'expiry' THEN expires_at ELSE $1 END,
+		state = CASE WHEN ending = 'word' THEN 'revoked' ELSE 'revoking' END, gone_at = CASE WHEN ending = 'word' THEN $1 ELSE 0 END
+		WHERE ended_at = 0`, now, reason, lease.ByKill); err != nil {
 		return 0, 0, 0, err
 	}
 	_, err = t.exec(ctx, "forget idempotency keys", `DELETE FROM replays`)

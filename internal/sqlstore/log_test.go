@@ -334,7 +334,7 @@ func TestForgetSessions(t *testing.T) {
 		f.lease(busy, noon.Add(time.Hour))
 		a := f.approval(old, "h")
 		f.in(func(tx *Tx) error {
-			if err := tx.EndLease(f.ctx, l.ID, "released"); err != nil {
+			if _, err := tx.EndLeases(f.ctx, lease.Selection{ID: l.ID}, lease.End{Reason: "released"}, 1); err != nil {
 				return err
 			}
 			if err := approval.Close(f.ctx, tx, &a, approval.Cancelled, ""); err != nil {

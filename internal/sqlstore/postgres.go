@@ -266,7 +266,7 @@ func (e *postgres) once(ctx context.Context, f func(*Tx) error) error {
 		return unavailable(ctx, "begin", err)
 	}
 	defer tx.end() // after a panic too
-	t := &Tx{q: tx, dialect: e.store.dialect, seal: e.store.seal, now: now, write: true, pipe: tx.send}
+	t := &Tx{q: tx, dialect: e.store.dialect, seal: e.store.seal, now: now, write: true, pipe: tx.send, fixed: e.fixed != nil}
 	if err := f(t); err != nil {
 		return err
 	}

@@ -212,7 +212,7 @@ func TestLocks(t *testing.T) {
 			return err
 		}
 		claimed[one.ID] = true
-		due, err := tx.ActiveLeases(f.ctx, lease.Selection{Due: true}, 2)
+		due, err := tx.EndLeases(f.ctx, lease.Selection{Due: true}, lease.End{Reason: lease.EndExpired}, 2)
 		if err != nil || len(due) != 2 {
 			t.Errorf("%d due, %v", len(due), err)
 		}
@@ -221,7 +221,7 @@ func TestLocks(t *testing.T) {
 			if err != nil || !found || claimed[two.ID] {
 				t.Errorf("claimed twice: %v, %v", two.ID, err)
 			}
-			rest, err := other.ActiveLeases(f.ctx, lease.Selection{Due: true}, 10)
+			rest, err := other.EndLeases(f.ctx, lease.Selection{Due: true}, lease.End{Reason: lease.EndExpired}, 10)
 			if len(rest) != 2 {
 				t.Errorf("%d due for another, want 2", len(rest))
 			}
@@ -376,7 +376,7 @@ func TestFloodDoesNotHoldOffTheKillSwitch(t *testing.T) {
 	time.Sleep(200 * time.Millisecond)
 	start := time.Now()
 	r := &revocation.Revoker{Store: For[revocation.Tx](f.Store), Metrics: telemetry.NewMetrics()}
-	got, err := r.Revoke(f.ctx, identity.Principal{Ref: alice}, revocation.Scope{User: alice}, "test")
+	got, err := r.Revoke(f.ctx, revocation.Order{Operator: alice, Scope: revocation.Scope{Kind: revocation.OfUser, Value: alice.ID, Issuer: alice.Issuer}})
 	took := time.Since(start)
 	stop()
 	g.Wait()

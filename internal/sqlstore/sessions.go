@@ -26,6 +26,9 @@ func scanSession(r scanner) (s session.Session, err error) {
 
 // InsertSession implements session.Tx.
 func (t *Tx) InsertSession(ctx context.Context, s session.Session) error {
+	if err := t.guard(ctx); err != nil {
+		return err
+	}
 	return t.insert(ctx, "insert session", `INSERT INTO sessions (`+sessionColumns+`, user_sid)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`,
 		s.ID, s.Version, s.User.Issuer, s.User.ID, asJSON(s.User.Claims), s.Agent.Issuer, s.Agent.ID,
@@ -60,6 +63,7 @@ func (s scanMore) Scan(dest ...any) error { return s.scanner.Scan(append(dest, s
 // UpdateSession implements session.Tx.
 func (t *Tx) UpdateSession(ctx context.Context, s session.Session, touch bool) error {
 	if t.shareSession != "" {
+		t.guarded = true
 		if _, err := t.exec(ctx, "share session", t.shareSession, s.ID); err != nil {
 			return err
 		}
@@ -73,6 +77,7 @@ func (t *Tx) UpdateSession(ctx context.Context, s session.Session, touch bool) e
 // CheckSession implements session.Tx. Decisions that change nothing need not wait for
 // one another.
 func (t *Tx) CheckSession(ctx context.Context, s session.Session) error {
+	t.guarded = true
 	_, ok, err := found(one(ctx, t, "check session", func(r scanner) (n int, err error) { return n, r.Scan(&n) },
 		t.sharedCheck, s.ID, s.Version, s.Scope, s.ScopeVersion))
 	if err == nil && !ok {
@@ -92,26 +97,29 @@ func (t *Tx) hold(ctx context.Context, where string, args ...any) error {
 	if t.holdSessions == "" {
 		return nil
 	}
+	if err := t.guard(ctx); err != nil { // in the order that decisions have
+		return err
+	}
 	_, err := t.exec(ctx, "hold sessions", fmt.Sprintf(t.holdSessions, where), args...)
 	return err
 }
 
 // LiveSessions implements revocation.Tx.
-func (t *Tx) LiveSessions(ctx context.Context, user, agent identity.Ref, all bool) ([]session.Session, error) {
-	where, args := `FALSE`, []any{micros(t.now)}
+func (t *Tx) LiveSessions(ctx context.Context, user, agent identity.Ref, all bool, until time.Time, limit int) ([]session.Session, error) {
+	where, args := `FALSE`, []any{micros(t.now), micros(until)}
 	switch {
 	case !user.IsZero():
-		where, args = `user_subject = $2 AND user_issuer = $3`, append(args, user.ID, user.Issuer)
+		where, args = `user_subject = $3 AND user_issuer = $4`, append(args, user.ID, user.Issuer)
 	case !agent.IsZero():
-		where, args = `agent_subject = $2 AND agent_issuer = $3`, append(args, agent.ID, agent.Issuer)
+		where, args = `agent_subject = $3 AND agent_issuer = $4`, append(args, agent.ID, agent.Issuer)
 	case all:
 		where = `TRUE`
 	}
-	where = `ended_at = 0 AND ends_at > $1 AND ` + where
+	where = fmt.Sprintf(`ended_at = 0 AND ends_at > $1 AND started_at <= $2 AND %s ORDER BY id LIMIT %d`, where, limit)
 	if err := t.hold(ctx, where, args...); err != nil {
 		return nil, err
 	}
-	return some(ctx, t, "list sessions", scanSession, `SELECT `+sessionRead+` FROM sessions WHERE `+where+` ORDER BY id`+t.kept(), args...)
+	return some(ctx, t, "list sessions", scanSession, `SELECT `+sessionRead+` FROM sessions WHERE `+where+t.kept(), args...)
 }
 
 // DueSessions implements revocation.Tx: first those whose time is over, then the idle

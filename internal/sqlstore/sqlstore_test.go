@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/base64"
@@ -18,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/writsec/writ/internal/approval"
 	"github.com/writsec/writ/internal/audit"
@@ -211,7 +212,7 @@ func (f *fixture) lease(s session.Session, expires time.Time) lease.Lease {
 	f.t.Helper()
 	l := lease.Lease{
 		ID: id.New(id.Lease), State: lease.Active, Session: s.ID, Decision: id.New(id.Decision), User: s.User.Ref, Agent: s.Agent, IntentHash: "h",
-		Grant:     lease.Grant{Minter: "crm", Kind: "jwt", Scope: map[string]any{"scopes": []any{"read"}}, Revocability: "expiry", Precision: "exact"},
+		Grant:     lease.Grant{Minter: "crm", Kind: "jwt", Scope: map[string]any{"scopes": []any{"read"}}, Revocability: "introspect", Precision: "exact"},
 		CreatedAt: noon, ExpiresAt: expires,
 	}
 	f.in(func(tx *Tx) error { return tx.InsertLease(f.ctx, l) })
@@ -220,7 +221,7 @@ func (f *fixture) lease(s session.Session, expires time.Time) lease.Lease {
 
 func same(t *testing.T, want, got any) {
 	t.Helper()
-	if d := cmp.Diff(want, got); d != "" {
+	if d := gocmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 }
@@ -323,7 +324,9 @@ func TestLiveSessions(t *testing.T) {
 			{identity.Ref{Issuer: alice.Issuer, ID: "nobody"}, identity.Ref{}, false, nil},
 		} {
 			var got []string
-			for _, s := range must(f, func(tx *Tx) ([]session.Session, error) { return tx.LiveSessions(f.ctx, x.user, x.agent, x.all) }) {
+			for _, s := range must(f, func(tx *Tx) ([]session.Session, error) {
+				return tx.LiveSessions(f.ctx, x.user, x.agent, x.all, tx.Now(), 100)
+			}) {
 				got = append(got, s.ID)
 			}
 			same(t, x.want, got)
@@ -527,30 +530,56 @@ func TestLeases(t *testing.T) {
 			{lease.Selection{All: true}, []string{b.ID, c.ID, a.ID}},
 		} {
 			var got []string
-			for _, l := range must(f, func(tx *Tx) ([]lease.Lease, error) { return tx.ActiveLeases(f.ctx, x.sel, 10) }) {
+			for _, l := range f.wouldEnd(x.sel, 10) {
 				got = append(got, l.ID)
 			}
 			same(t, x.want, got)
 		}
-		if ls := must(f, func(tx *Tx) ([]lease.Lease, error) { return tx.ActiveLeases(f.ctx, lease.Selection{All: true}, 2) }); len(ls) != 2 {
+		if ls := f.wouldEnd(lease.Selection{All: true}, 2); len(ls) != 2 {
 			t.Errorf("%d leases, limit 2", len(ls))
 		}
 		f.clock.Add(time.Second)
-		f.in(func(tx *Tx) error { return tx.EndLease(f.ctx, a.ID, "released") })
-		a.State, a.EndedAt, a.EndReason = lease.Revoked, noon.Add(time.Second), "released"
+		end := func(id, reason string) (n int) {
+			f.in(func(tx *Tx) error {
+				ls, err := tx.EndLeases(f.ctx, lease.Selection{ID: id}, lease.End{Reason: reason}, 1)
+				n = len(ls)
+				return err
+			})
+			return n
+		}
+		if n := end(a.ID, "released"); n != 1 {
+			t.Errorf("%d ended", n)
+		}
+		a.State, a.EndedAt, a.GoneAt, a.DueAt, a.EndReason = lease.Revoked, noon.Add(time.Second), noon.Add(time.Second), noon.Add(time.Second), "released"
 		same(t, a, must(f, func(tx *Tx) (lease.Lease, error) { return tx.Lease(f.ctx, a.ID) }))
 		for _, x := range []string{a.ID, "lea_x"} {
-			if err := f.Update(f.ctx, func(tx *Tx) error { return tx.EndLease(f.ctx, x, "again") }); !errors.Is(err, lease.ErrStale) {
-				t.Errorf("ending %s: %v", x, err)
+			if n := end(x, "again"); n != 0 {
+				t.Errorf("ending %s: %d", x, n)
 			}
-		}
-		if n := must(f, func(tx *Tx) (int, error) { return tx.CountActiveLeases(f.ctx, s.ID) }); n != 1 {
-			t.Errorf("%d active leases, want 1", n)
 		}
 		if _, err := read(f, func(tx *Tx) (lease.Lease, error) { return tx.Lease(f.ctx, "lea_x") }); !fault.Is(err, fault.NotFound) {
 			t.Error(err)
 		}
 	})
+}
+
+// wouldEnd lists what EndLeases would end, oldest end first, and ends nothing.
+func (f *fixture) wouldEnd(s lease.Selection, limit int) (out []lease.Lease) {
+	f.t.Helper()
+	undone := errors.New("undone")
+	err := f.Update(f.ctx, func(tx *Tx) (err error) {
+		if out, err = tx.EndLeases(f.ctx, s, lease.End{Reason: "test"}, limit); err != nil {
+			return err
+		}
+		return undone
+	})
+	if !errors.Is(err, undone) {
+		f.t.Fatal(err)
+	}
+	slices.SortFunc(out, func(a, b lease.Lease) int {
+		return cmp.Or(a.ExpiresAt.Compare(b.ExpiresAt), strings.Compare(a.ID, b.ID))
+	})
+	return out
 }
 
 func TestDecisions(t *testing.T) {

@@ -20,6 +20,9 @@ type Tx struct {
 	now    time.Time
 	write  bool
 	topics []string
+	// guarded says that the transaction shares the lock of all.
+	guarded bool
+	fixed   bool // tests set the clock
 
 	// pipe sends statements, and the commit, in one round trip; nil where there is no
 	// way to go. waiting is what has not been sent yet.
@@ -67,6 +70,31 @@ func (t *Tx) alone(ctx context.Context, name string) error {
 	}
 	_, err := t.exec(ctx, "wait for "+name, t.mutex, name)
 	return err
+}
+
+// guard keeps out, until the commit, those who hold all.
+func (t *Tx) guard(ctx context.Context) error {
+	if t.guarded || !t.write || t.shareAll == "" {
+		return nil
+	}
+	t.guarded = true
+	_, err := t.exec(ctx, "share all", t.shareAll)
+	return err
+}
+
+// HoldAll waits for those who share the lock of all, keeps new ones out until the
+// commit, and returns the time from when on it does.
+func (t *Tx) HoldAll(ctx context.Context) (time.Time, error) {
+	if t.holdAll == "" {
+		return t.now, nil
+	}
+	if _, err := t.exec(ctx, "hold all", t.holdAll); err != nil {
+		return time.Time{}, err
+	}
+	if t.fixed {
+		return t.now, nil
+	}
+	return one(ctx, t, "read clock", func(r scanner) (at time.Time, err error) { return at, r.Scan(timeOf(&at)) }, clockQuery)
 }
 
 // Now is the one time of this transaction.

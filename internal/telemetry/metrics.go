@@ -36,7 +36,12 @@ type Metrics struct {
 	CopiedAt    *prometheus.GaugeVec   // place; Unix time
 
 	OpenApprovals prometheus.Gauge
-	ActiveLeases  prometheus.Gauge
+	ActiveLeases  *prometheus.GaugeVec // minter, state: intent, active, revoking
+	StuckLeases   *prometheus.GaugeVec // minter
+	Orphans       *prometheus.GaugeVec // minter
+	Freezes       prometheus.Gauge
+	MintSeconds   *prometheus.HistogramVec // kind
+	UnmakeSeconds *prometheus.HistogramVec // kind
 }
 
 // NewMetrics registers everything.
@@ -107,7 +112,18 @@ func (m *Metrics) store(counter func(name, help string, labels ...string) *prome
 	m.CopiedSize = gauges("writ_audit_copied_size", "Size of the last checkpoint that was copied.", "place")
 	m.CopiedAt = gauges("writ_audit_copied_timestamp_seconds", "When the copy in the second place was last known to be up to date.", "place")
 	m.OpenApprovals = gauge("writ_approvals_open", "Approvals that await an answer, on all replicas.")
-	m.ActiveLeases = gauge("writ_leases_active", "Leases that have not ended, on all replicas.")
+	m.ActiveLeases = gauges("writ_leases", "Leases that are not gone, on all replicas.", "minter", "state")
+	m.StuckLeases = gauges("writ_leases_stuck", "Leases whose end should have been seen at their target by now.", "minter")
+	m.Orphans = gauges("writ_orphans", "Credentials at a target that no lease knows, as of the last survey by this replica.", "minter")
+	m.Freezes = gauge("writ_freezes", "Revocations that hold back what is in their scope until they are lifted.")
+	m.MintSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "writ_lease_mint_seconds", Help: "From the commit of a lease to the answer of its target.",
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+	}, []string{"kind"})
+	m.UnmakeSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "writ_lease_unmake_seconds", Help: "From the end of a lease until it was seen to be gone at its target.",
+		Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 3600},
+	}, []string{"kind"})
 	m.registry.MustRegister(m.Transactions, m.BatchSize, m.SequenceLag, m.Listening, m.Sequenced, m.LogSize, m.Unsequenced,
-		m.CopiedSize, m.CopiedAt, m.OpenApprovals, m.ActiveLeases)
+		m.CopiedSize, m.CopiedAt, m.OpenApprovals, m.ActiveLeases, m.StuckLeases, m.Orphans, m.Freezes, m.MintSeconds, m.UnmakeSeconds)
 }

@@ -32,8 +32,12 @@ func (m *Metrics) begin() {
 	} {
 		m.ProviderCalls.WithLabelValues("poll", outcome)
 	}
-	for _, event := range []string{"minted", "mint_failed", "reissued", "released", "expired", "session_ended", "operator"} {
-		m.Leases.WithLabelValues("jwt", event)
+	for _, kind := range []string{"jwt", "postgres", "oauth"} {
+		for _, event := range []string{
+			"minted", "mint_failed", "reissued", "renewed", "released", "expired", "session_ended", "operator", "gone", "unmake_failed",
+		} {
+			m.Leases.WithLabelValues(kind, event)
+		}
 	}
 	for _, kind := range []string{"update", "view"} {
 		for _, result := range []string{"ok", "unavailable"} {
