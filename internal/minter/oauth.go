@@ -119,8 +119,7 @@ type OAuthRevocation struct {
 const (
 	// mintSlack is what a lease must have beyond the life of a token that can't be
 	// ended: the time until its Mint must be over, and a second lost to rounding.
-	mintSlack = mintTime + 2*time.Second
-	mintTime  = 10 * time.Second
+	mintSlack = lease.MintTime + 2*time.Second
 	// skew is how far a target's clock may be behind where it ends a token with its
 	// assertion.
 	skew = 5 * time.Second

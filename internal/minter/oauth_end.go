@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -86,51 +87,86 @@ const unmakers = 8 // revocations under way at one target
 // target revoked it, that introspection says so, or that its time is over.
 func (m *OAuth) Unmake(ctx context.Context, leases []lease.Lease) ([]lease.Unmade, error) {
 	out := make([]lease.Unmade, len(leases))
+	var away, answered atomic.Int32
 	var g errgroup.Group
 	g.SetLimit(unmakers)
 	for i, l := range leases {
+		r, seen, err := m.byTime(l)
+		if seen != "" || err != nil {
+			out[i] = unmade(seen, err)
+			continue
+		}
 		g.Go(func() error {
-			seen, err := m.unmake(ctx, l)
-			if err != nil {
-				out[i].Err = fmt.Errorf("unmake oauth: %w", err)
+			if answered.Load() == 0 && away.Load() >= unmakers { // the rest need not wait for the same
+				out[i] = unmade("", errAway)
 				return nil
 			}
-			out[i].Seen = map[string]any{"end": seen}
+			seen, err := m.revokeAll(ctx, r)
+			if _, down := errors.AsType[unavailable](err); down {
+				away.Add(1)
+			} else {
+				answered.Add(1)
+			}
+			out[i] = unmade(seen, err)
 			return nil
 		})
 	}
-	return out, g.Wait()
+	_ = g.Wait() // none fails
+	for _, u := range out {
+		if _, down := errors.AsType[unavailable](u.Err); !down {
+			return out, nil
+		}
+	}
+	if len(out) > 0 {
+		return nil, out[0].Err
+	}
+	return out, nil
 }
+
+func unmade(seen string, err error) lease.Unmade {
+	if err != nil {
+		return lease.Unmade{Err: fmt.Errorf("unmake oauth: %w", err)}
+	}
+	return lease.Unmade{Seen: map[string]any{"end": seen}}
+}
+
+var errAway = unavailable{errors.New("the target could not be used")}
 
 // How the end of a token was seen.
 const (
 	seenExpired      = "expired"
 	seenRevoked      = "revoked"      // the target's answer to the revocation
 	seenIntrospected = "introspected" // and it says so when asked
+	// leftToExpire is no end: nothing can be done about a token that ends with its lease.
+	leftToExpire = "left_to_expire"
 )
 
-func (m *OAuth) unmake(ctx context.Context, l lease.Lease) (seen string, err error) {
-	var r recall
+// byTime is what can be said of a lease without its target: "" where that has to be asked.
+func (m *OAuth) byTime(l lease.Lease) (r recall, seen string, err error) {
 	if l.Recall != "" {
 		if err := json.Unmarshal([]byte(l.Recall), &r); err != nil {
-			return "", errors.New("what was kept of the token can't be read")
+			return r, "", errors.New("what was kept of the token can't be read")
 		}
 	}
-	if until := m.over(l, r); !until.IsZero() {
-		if !m.Now().Before(until) {
-			return seenExpired, nil
-		}
-		if len(r.Tokens) == 0 {
-			return "", later{until, "there is nothing to revoke the token by, and it can be good"}
-		}
+	until := m.over(l, r)
+	switch {
+	case !until.IsZero() && !m.Now().Before(until):
+		return r, seenExpired, nil
+	case len(r.Tokens) > 0:
+		return r, "", nil
+	case until.IsZero():
+		return r, "", errors.New("there is nothing to revoke the token by, and nobody knows how long it is good")
+	case l.Revocability == lease.RevocableExpiry && !until.After(l.ExpiresAt):
+		return r, leftToExpire, nil // the lease is not over before its time is
 	}
+	return r, "", later{until, "there is nothing to revoke the token by, and it can be good"}
+}
+
+func (m *OAuth) revokeAll(ctx context.Context, r recall) (seen string, err error) {
 	for _, t := range r.Tokens {
 		if seen, err = m.revoke(ctx, t, r); err != nil {
 			return "", err
 		}
-	}
-	if seen == "" {
-		return "", errors.New("there is nothing to revoke the token by, and nobody knows how long it is good")
 	}
 	return seen, nil
 }
@@ -146,7 +182,7 @@ func (m *OAuth) over(l lease.Lease, r recall) time.Time {
 	}
 	deadline := l.MintDeadline
 	if deadline.IsZero() {
-		deadline = l.CreatedAt.Add(mintTime)
+		deadline = l.CreatedAt.Add(lease.MintTime)
 	}
 	until := l.ExpiresAt
 	if made := deadline.Add(m.TokenTTL); made.After(until) {

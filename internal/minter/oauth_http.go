@@ -37,7 +37,7 @@ type pause struct{ until atomic.Int64 }
 
 func (p *pause) check(now time.Time) error {
 	if until := time.UnixMilli(p.until.Load()); now.Before(until) {
-		return later{until.UTC(), "the target asked to be left alone"}
+		return unavailable{later{until.UTC(), "the target asked to be left alone"}}
 	}
 	return nil
 }
@@ -67,6 +67,14 @@ func (e later) Error() string { return e.why + " until " + e.at.Format(time.RFC3
 
 // RetryAt is when it makes sense to ask again.
 func (e later) RetryAt() time.Time { return e.at }
+
+// unavailable is an error that the target gives whatever it is asked.
+type unavailable struct{ error }
+
+func (e unavailable) Unwrap() error { return e.error }
+
+// overload are the states in which a target serves nobody.
+var overload = []int{http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
 
 // refused is an answer of a target that is no success.
 type refused struct {
@@ -122,7 +130,10 @@ func (m *OAuth) ask(ctx context.Context, p *pause, q question) ([]byte, error) {
 	if res.StatusCode/100 != 2 {
 		until, wait := p.set(res.Header.Get("Retry-After"), m.Now())
 		if wait && (res.StatusCode == http.StatusTooManyRequests || res.StatusCode >= 500) {
-			return nil, later{until, refused{res.StatusCode, codeOf(body)}.Error() + " and asked to be left alone"}
+			return nil, unavailable{later{until, refused{res.StatusCode, codeOf(body)}.Error() + " and asked to be left alone"}}
+		}
+		if slices.Contains(overload, res.StatusCode) {
+			return nil, unavailable{refused{res.StatusCode, codeOf(body)}}
 		}
 		return nil, refused{res.StatusCode, codeOf(body)}
 	}
@@ -208,18 +219,18 @@ func encode(form map[string]string) []byte {
 // is told.
 func unreached(err error) error {
 	if certificate, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return fmt.Errorf("reach the target: %w", certificate)
+		return unavailable{fmt.Errorf("reach the target: %w", certificate)}
 	}
 	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
-		return fmt.Errorf("reach the target: %w", dial)
+		return unavailable{fmt.Errorf("reach the target: %w", dial)}
 	}
 	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() || errors.Is(err, context.DeadlineExceeded) {
-		return errors.New("the target did not answer in time")
+		return unavailable{errors.New("the target did not answer in time")}
 	}
 	if errors.Is(err, context.Canceled) {
-		return context.Canceled
+		return unavailable{context.Canceled}
 	}
-	return errors.New("the connection to the target failed")
+	return unavailable{errors.New("the connection to the target failed")}
 }
 
 // codeOf reads the error code of RFC 6749 §5.2, or the type of an error that is an

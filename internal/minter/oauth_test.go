@@ -158,7 +158,7 @@ func (s *site) order(t *testing.T, m *minter.OAuth) lease.Order {
 	}
 	_, act := granted(s.now())
 	act.User.Issuer = s.URL
-	l := lease.New(g, "ses_1", s.now().Add(time.Hour), "dec_1", act, "sha256:ab", s.now())
+	l := lease.New(g, "ses_1", s.now().Add(time.Hour), "dec_1", "rev_1", act, "sha256:ab", s.now())
 	l.MintDeadline = s.now().Add(10 * time.Second)
 	return lease.Order{Lease: l, Act: act, SubjectToken: userToken(t, s.URL)}
 }
@@ -508,13 +508,22 @@ func TestOAuthTimeoutAfterSuccess(t *testing.T) {
 	}
 }
 
-func (s *site) unmade(t *testing.T, m *minter.OAuth, l lease.Lease, ended bool, why string) error {
+// unmake asks about one lease; that the target can't be used is its trouble too.
+func unmake(t *testing.T, m *minter.OAuth, l lease.Lease) lease.Unmade {
 	t.Helper()
 	out, err := m.Unmake(t.Context(), []lease.Lease{l})
-	if err != nil || len(out) != 1 {
-		t.Fatalf("%+v, %v", out, err)
+	if err != nil {
+		return lease.Unmade{Err: err}
 	}
-	got := out[0]
+	if len(out) != 1 {
+		t.Fatalf("%+v", out)
+	}
+	return out[0]
+}
+
+func (s *site) unmade(t *testing.T, m *minter.OAuth, l lease.Lease, ended bool, why string) error {
+	t.Helper()
+	got := unmake(t, m, l)
 	if (got.Err == nil) != ended || got.Err != nil && !strings.Contains(got.Err.Error(), why) {
 		t.Errorf("unmade %+v, want ended %v %q", got, ended, why)
 	}
@@ -708,9 +717,68 @@ func TestOAuthUnmakeBatch(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	out, err = m.Unmake(ctx, leases[:1])
-	if err != nil || out[0].Err == nil {
-		t.Errorf("unmade without time: %+v, %v", out, err)
+	if out, err = m.Unmake(ctx, leases[:1]); err == nil {
+		t.Errorf("unmade without time: %+v", out)
+	}
+	if out, err = m.Unmake(t.Context(), nil); err != nil || len(out) != 0 {
+		t.Errorf("of nothing: %+v, %v", out, err)
+	}
+}
+
+// A target that is away is not asked about each lease of a batch, and the batch fails as
+// one, so that it is tried again soon. What time ended is told all the same.
+func TestOAuthTargetIsAway(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]http.HandlerFunc{
+		"busy": says(503, ""), "overloaded": says(429, ""), "behind a gateway": says(502, ""), "cut off": hijack("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"),
+	} {
+		s := newSite(t)
+		m := s.exchanger()
+		s.answer["/revoke"] = answer
+		var leases []lease.Lease
+		for i := range 100 {
+			leases = append(leases, lease.Lease{Recall: fmt.Sprintf(`{"tokens":[{"token":"t%d","hint":"access_token"}],"until":%d}`, i, s.now().Add(time.Minute).Unix())})
+		}
+		if out, err := m.Unmake(t.Context(), leases); err == nil {
+			t.Errorf("%s: %+v", name, out)
+		}
+		if calls := len(s.paths()); calls < 8 || calls > 16 {
+			t.Errorf("%s: asked %d times", name, calls)
+		}
+		leases[50].Recall = fmt.Sprintf(`{"until":%d}`, s.now().Add(-time.Minute).Unix())
+		out, err := m.Unmake(t.Context(), leases)
+		if err != nil || out[50].Err != nil || out[50].Seen["end"] != "expired" || out[49].Err == nil {
+			t.Errorf("%s: %+v, %v", name, out, err)
+		}
+		s.pass(2 * time.Minute)
+		if out, err = m.Unmake(t.Context(), leases[:1]); err != nil || out[0].Err != nil {
+			t.Errorf("%s: their time is over: %+v, %v", name, out, err)
+		}
+	}
+}
+
+// Of a token that ends with its lease, and that nothing ends before, there is nothing to
+// be told: the lease is over when its time is.
+func TestOAuthLeftToExpire(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	m := s.exchanger(func(m *minter.OAuth) { m.Revocation = nil })
+	l := s.minted(t, m)
+	if got := unmake(t, m, l); got.Err != nil || got.Seen["end"] != "left_to_expire" {
+		t.Errorf("%+v", got)
+	}
+	l.Recall = "" // nor of one that was never recorded, but could not live longer
+	if got := unmake(t, m, l); got.Err != nil || got.Seen["end"] != "left_to_expire" {
+		t.Errorf("%+v", got)
+	}
+	l.ExpiresAt = s.now().Add(time.Minute) // if it could, that has to be waited for
+	s.unmade(t, m, l, false, "nothing to revoke")
+	s.pass(5*time.Minute + 10*time.Second)
+	if got := unmake(t, m, l); got.Err != nil || got.Seen["end"] != "expired" {
+		t.Errorf("%+v", got)
+	}
+	if calls := s.paths(); len(calls) > 0 {
+		t.Error(calls)
 	}
 }
 

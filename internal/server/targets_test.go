@@ -250,7 +250,7 @@ func order(t *testing.T, m *minter.OAuth, w lease.Want) lease.Order {
 		t.Errorf("grant %+v", g)
 	}
 	now := time.Now()
-	l := lease.New(g, "ses_1", now.Add(time.Hour), "dec_1", act, "sha256:ab", now)
+	l := lease.New(g, "ses_1", now.Add(time.Hour), "dec_1", "rev_1", act, "sha256:ab", now)
 	l.MintDeadline = now.Add(10 * time.Second)
 	return lease.Order{Lease: l, Act: act, SubjectToken: userToken(t, "https://idp.example.com")}
 }
