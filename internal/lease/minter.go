@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/writsec/writ/internal/dpop"
+	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/intent"
 )
 
@@ -51,6 +52,8 @@ type Want struct {
 	Precision    string // the least; "" any
 	// SubjectToken says that the request brings its user's token.
 	SubjectToken bool
+	// User is whom it is for; zero where the caller does not say.
+	User identity.Ref
 }
 
 // Refusal is why a minter will not make what policy wants: the reason of a deny.

@@ -147,6 +147,10 @@ func (m *OAuth) Plan(w lease.Want) (lease.Grant, *lease.Refusal) {
 	if m.EnforcesDetails {
 		g.Precision = lease.PrecisionExact
 	}
+	if m.Issuer != "" && !w.User.IsZero() && w.User.Issuer != m.Issuer {
+		return g, &lease.Refusal{Code: "credential_user", Message: fmt.Sprintf(
+			"Minter %s is for the users of %s, and the user is of another issuer", m.Name, m.Issuer)}
+	}
 	if m.Assertion == nil && !w.SubjectToken {
 		return g, &lease.Refusal{Code: "credential_subject_token", Message: fmt.Sprintf(
 			"Minter %s exchanges the user's token, and the request brings none; send it as subject_token", m.Name)}
@@ -431,7 +435,7 @@ func ownLife(a answer, received time.Time) time.Duration {
 		return a.life
 	}
 	exp, ok := identity.TimeClaim(claims, "exp")
-	if own := exp.Sub(received); ok && own > a.life+skew {
+	if own := min(exp.Sub(received), maxLife); ok && own > a.life+skew {
 		return own
 	}
 	return a.life

@@ -62,7 +62,7 @@ func (m *OAuth) recall(a answer, l lease.Lease, received time.Time) (r recall) {
 	default:
 		life = m.TokenTTL
 	}
-	if life > 0 && a.refresh == "" {
+	if life > 0 && life < maxLife && a.refresh == "" {
 		r.Until = received.Add(life + time.Second - 1).Unix()
 	}
 	return r

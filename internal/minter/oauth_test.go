@@ -182,6 +182,8 @@ func TestOAuthPlan(t *testing.T) {
 		{"as long as its token", nil, lease.Want{Scope: read, TTL: time.Hour, SubjectToken: true}, 5*time.Minute + 12*time.Second, "instant", ""},
 		{"no longer than the minter grants", func(m *minter.OAuth) { m.TokenTTL = time.Hour }, lease.Want{Scope: read, TTL: time.Hour, SubjectToken: true}, 10 * time.Minute, "instant", ""},
 		{"without subject token", nil, lease.Want{Scope: read, TTL: time.Minute}, 0, "", "credential_subject_token"},
+		{"a user of the issuer", nil, lease.Want{Scope: read, TTL: time.Minute, SubjectToken: true, User: identity.Ref{Issuer: "https://idp.example", ID: "a"}}, time.Minute, "instant", ""},
+		{"a user of another issuer", nil, lease.Want{Scope: read, TTL: time.Minute, SubjectToken: true, User: identity.Ref{Issuer: "https://idp.example/", ID: "a"}}, 0, "", "credential_user"},
 		{"an assertion needs none", asserts, lease.Want{Scope: read, TTL: time.Minute}, time.Minute, "expiry", ""},
 		{"ended by the assertion, too short", asserts, lease.Want{Scope: read, TTL: 14 * time.Second}, 0, "", "credential_ttl"},
 		{"lasting, long enough", lasting, lease.Want{Scope: read, TTL: 5*time.Minute + 12*time.Second, SubjectToken: true}, 5*time.Minute + 12*time.Second, "expiry", ""},
@@ -364,6 +366,7 @@ func TestOAuthTokenThatSaysMore(t *testing.T) {
 		"a clock that is ahead": {304 * time.Second, 300, true, true},
 		"longer":                {time.Hour, 300, false, true},
 		"longer, but it ends":   {time.Hour, 300, true, false},
+		"for ever, but it ends": {30000 * 24 * time.Hour, 300, true, false},
 		"not told":              {300 * time.Second, 0, true, true},
 		"shorter":               {time.Minute, 300, true, true},
 	} {
