@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -128,94 +127,6 @@ const (
 	// undoTime bounds the attempt to end what was made but can't be used.
 	undoTime = 3 * time.Second
 )
-
-// lasting says that a token goes on working until it ends by itself, at least for some.
-func (m *OAuth) lasting() bool {
-	return m.Revocation == nil || m.Revocation.TakesEffect != lease.RevocableInstant
-}
-
-// Plan implements lease.Minter. The scope that policy wants has one member, scopes, or
-// none where the minter asks for no scopes.
-func (m *OAuth) Plan(w lease.Want) (lease.Grant, *lease.Refusal) {
-	g := lease.Grant{
-		Minter: m.Name, Kind: OAuthKind, TTL: min(w.TTL, m.MaxTTL), Scope: map[string]any{}, Outside: true,
-		Revocability: lease.RevocableExpiry, Precision: lease.PrecisionCoarse,
-	}
-	if m.Revocation != nil {
-		g.Revocability = m.Revocation.TakesEffect
-	}
-	if m.EnforcesDetails {
-		g.Precision = lease.PrecisionExact
-	}
-	if m.Issuer != "" && !w.User.IsZero() && w.User.Issuer != m.Issuer {
-		return g, &lease.Refusal{Code: "credential_user", Message: fmt.Sprintf(
-			"Minter %s is for the users of %s, and the user is of another issuer", m.Name, m.Issuer)}
-	}
-	if m.Assertion == nil && !w.SubjectToken {
-		return g, &lease.Refusal{Code: "credential_subject_token", Message: fmt.Sprintf(
-			"Minter %s exchanges the user's token, and the request brings none; send it as subject_token", m.Name)}
-	}
-	if refusal := m.planScope(&g, w); refusal != nil {
-		return g, refusal
-	}
-	if refusal := m.planTTL(&g); refusal != nil {
-		return g, refusal
-	}
-	switch {
-	case !lease.MeetsLeast(g.Revocability, w.Revocability):
-		return g, &lease.Refusal{Code: "credential_revocability", Message: fmt.Sprintf(
-			"Policy demands revocability %q; minter %s offers %q", w.Revocability, m.Name, g.Revocability)}
-	case !lease.MeetsLeast(g.Precision, w.Precision):
-		return g, &lease.Refusal{Code: "credential_precision", Message: fmt.Sprintf(
-			"Policy demands precision %q; minter %s offers %q", w.Precision, m.Name, g.Precision)}
-	}
-	return g, nil
-}
-
-func (m *OAuth) planScope(g *lease.Grant, w lease.Want) *lease.Refusal {
-	if len(m.Scopes) == 0 {
-		if len(w.Scope) > 0 {
-			return &lease.Refusal{Code: "credential_scope", Message: fmt.Sprintf(
-				"Minter %s asks for no scopes, so policy must give its credential the scope {}", m.Name)}
-		}
-		return nil
-	}
-	scopes, ok := scopesOf(w.Scope)
-	if !ok {
-		return &lease.Refusal{Code: "credential_scope", Message: fmt.Sprintf(
-			`Policy must give a credential of minter %s the scope {"scopes": ["…"]} and nothing else`, m.Name)}
-	}
-	for _, s := range scopes {
-		if !slices.Contains(m.Scopes, s) {
-			return &lease.Refusal{Code: "credential_scope", Message: fmt.Sprintf("Policy wants the scope %q, which minter %s does not grant", s, m.Name)}
-		}
-	}
-	g.Scope["scopes"] = scopes
-	return nil
-}
-
-// planTTL makes a lease as long as its token, and refuses one that would be over before
-// a token is that can't be ended.
-func (m *OAuth) planTTL(g *lease.Grant) *lease.Refusal {
-	least := time.Second
-	switch whole := m.TokenTTL + mintSlack; {
-	case m.EndsWithAssertion:
-		least = leastAssertion
-	case m.TokenTTL == 0:
-	case m.lasting():
-		least = whole
-		fallthrough
-	default:
-		if g.TTL > whole {
-			g.TTL = whole
-		}
-	}
-	if g.TTL < least {
-		return &lease.Refusal{Code: "credential_ttl", Message: fmt.Sprintf(
-			"Policy wants a credential that lives %v; the tokens of minter %s can't end so soon: it needs %v", g.TTL, m.Name, least)}
-	}
-	return nil
-}
 
 // Mint implements lease.Minter. Where it made a token that it can't hand out, it tries
 // to end it, and returns Recall beside the error.
@@ -378,103 +289,6 @@ func detailsOf(o lease.Order) details {
 		Type: "writ_intent", Actions: []string{o.Act.Intent.Action}, Identifier: r.ID,
 		Resource: resource{r.Type, r.ID, r.Properties}, Parameters: parameters, IntentHash: o.Lease.IntentHash,
 	}
-}
-
-// accept holds an answer to what was asked for: a token that is wider, or of another
-// kind, is not what was decided.
-func (m *OAuth) accept(a answer, o lease.Order, form map[string]string) error {
-	bearer := strings.EqualFold(a.tokenType, "Bearer")
-	// RFC 8693 §2.2.1: what is no access token has no way of being used as one.
-	other := m.Grant == TokenExchange && m.RequestedType != "" && m.RequestedType != accessToken && strings.EqualFold(a.tokenType, "N_A")
-	if !bearer && !other {
-		return errors.New("the target's token_type is not Bearer")
-	}
-	if m.Grant == TokenExchange {
-		switch {
-		case m.RequestedType != "" && a.issuedType != m.RequestedType,
-			m.RequestedType == "" && a.issuedType != accessToken && a.issuedType != jwtType:
-			return errors.New("the target's issued_token_type is not what was asked for")
-		}
-	}
-	if asked, ok := form["scope"]; ok && a.scope != nil {
-		for s := range strings.FieldsSeq(*a.scope) {
-			if !slices.Contains(strings.Fields(asked), s) && !slices.Contains(m.ImpliedScopes, s) {
-				return errors.New("the target granted a scope that was not asked for")
-			}
-		}
-	}
-	if a.refresh != "" && m.Revocation == nil {
-		return errors.New("the target sent a refresh token, which was not asked for and can't be revoked; turn that off at the target")
-	}
-	if m.EnforcesDetails && !confirmed(a.details, detailsOf(o)) {
-		return errors.New("the target did not confirm the authorization_details (RFC 9396 §7)")
-	}
-	return nil
-}
-
-// confirmed says that the details which the target granted are those of the act alone.
-func confirmed(granted []any, want details) bool {
-	if len(granted) != 1 {
-		return false
-	}
-	d, _ := granted[0].(map[string]any)
-	actions, _ := d["actions"].([]any)
-	return d["type"] == want.Type && d["intent_hash"] == want.IntentHash && d["identifier"] == want.Identifier &&
-		len(actions) == 1 && actions[0] == want.Actions[0]
-}
-
-// ownLife is how long a token lives, by the answer or by what the token says of itself,
-// which resource servers go by, if that is longer. Clocks may differ by skew.
-func ownLife(a answer, received time.Time) time.Duration {
-	t, err := jws.Parse(a.token)
-	if err != nil {
-		return a.life // no JWT
-	}
-	claims, err := t.Claims()
-	if err != nil {
-		return a.life
-	}
-	exp, ok := identity.TimeClaim(claims, "exp")
-	if own := min(exp.Sub(received), maxLife); ok && own > a.life+skew {
-		return own
-	}
-	return a.life
-}
-
-// endsInTime refuses a token that would go on working after its lease.
-func (m *OAuth) endsInTime(a answer, l lease.Lease, received time.Time) error {
-	switch {
-	case !m.lasting():
-		return nil
-	case a.life == 0:
-		return errors.New("the target does not say how long the token lives (expires_in), and it can't be ended")
-	case received.Add(a.life).After(l.ExpiresAt):
-		return fmt.Errorf("the target's token lives %v, beyond its lease, and can't be ended", a.life)
-	}
-	return nil
-}
-
-// secret is what the agent gets. The token's own end is there where the target told it,
-// since it can be earlier than the lease's.
-func (m *OAuth) secret(a answer, received time.Time) (lease.Secret, error) {
-	s := lease.Secret{"token": a.token, "token_type": "Bearer"}
-	if !strings.EqualFold(a.tokenType, "Bearer") {
-		s["token_type"] = "N_A"
-	}
-	if a.life > 0 {
-		s["expires_at"] = received.Add(a.life).UTC().Truncate(time.Second).Format(time.RFC3339)
-	}
-	if a.scope != nil && visible(strings.ReplaceAll(*a.scope, " ", ""), maxMember) {
-		s["scope"] = *a.scope
-	}
-	for _, name := range m.Returns {
-		v, ok := a.all[name].(string)
-		if !ok || !visible(v, maxMember) {
-			return nil, fmt.Errorf("the target's answer has no usable %s", name)
-		}
-		s[name] = v
-	}
-	return s, nil
 }
 
 // oauthMetadata is what is needed of RFC 8414 §2.
