@@ -121,7 +121,6 @@ func (w *Worker) step(ctx context.Context, name string, target Target) (more boo
 	settling, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err == nil {
-		w.Breakers[name].Succeed()
 		return true, w.settle(settling, claim, leases, results)
 	}
 	if ctx.Err() == nil {

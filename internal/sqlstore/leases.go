@@ -77,7 +77,7 @@ func (t *Tx) admit(ctx context.Context, l lease.Lease, since time.Time, limits l
 	for i := range quotas {
 		q := &quotas[i]
 		if q.limit > 0 {
-			fmt.Fprintf(&query, `, (SELECT count(*) FROM (SELECT 1 FROM leases WHERE %s LIMIT %d) AS some)`, q.where, q.limit)
+			fmt.Fprintf(&query, `, (SELECT count(*) FROM (SELECT 1 FROM leases WHERE %s LIMIT %d) AS part)`, q.where, q.limit)
 			dest = append(dest, &q.n)
 		}
 	}
