@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -435,7 +436,11 @@ func TestExample(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Good as a root key, and as any secret.
-		if err := os.WriteFile(path, []byte(base64.StdEncoding.EncodeToString(make([]byte, 32))), 0o600); err != nil {
+		content := base64.StdEncoding.EncodeToString(make([]byte, 32))
+		if strings.HasSuffix(path, "-key.pem") {
+			content = privateKey(t)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -501,8 +506,8 @@ func absent(key string, typ reflect.Type, tree any) (missing []string) {
 	case reflect.Map:
 		m, _ := tree.(map[string]any)
 		var list []any
-		for _, v := range m {
-			list = append(list, v)
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			list = append(list, m[k])
 		}
 		return absent(key, reflect.SliceOf(typ.Elem()), list)
 	case reflect.Struct:

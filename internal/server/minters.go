@@ -11,9 +11,12 @@ import (
 	"github.com/writsec/writ/internal/telemetry"
 )
 
-func newMinters(cfg config.Config, keys *minter.Keys, status *minter.StatusLists) map[string]lease.Minter {
+func newMinters(cfg config.Config, keys *minter.Keys, status *minter.StatusLists, now func() time.Time) map[string]lease.Minter {
 	out := map[string]lease.Minter{}
 	for name, m := range cfg.Minters {
+		if m.OAuth != nil {
+			out[name] = newOAuth(name, m, cfg.ExternalURL, keys, now)
+		}
 		if j := m.JWT; j != nil {
 			out[name] = &minter.JWT{
 				Name: name, Issuer: cfg.ExternalURL, Audience: j.Audience, Scopes: j.Scopes, MaxTTL: m.MaxTTL,

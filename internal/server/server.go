@@ -115,7 +115,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	})
 	uses := &lease.Uses{Store: sqlstore.For[audit.Tx](s.store), Logger: log}
 	revoker := &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics}
-	minters := newMinters(cfg, keys, status)
+	minters := newMinters(cfg, keys, status, s.store.Now)
 	work := newLeaseWork(minters, s.store, metrics, log)
 	settings := session.Settings{
 		DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge, Idle: cfg.Sessions.Idle, Window: cfg.Sessions.Window,
