@@ -96,8 +96,8 @@ func TestOAuthErrors(t *testing.T) {
 	}
 	const client = "      client:\n        id: writ\n        secret_file: secret\n"
 	for _, tt := range []struct{ name, base, old, new, want string }{
-		{"kind beside", exchanger, "    oauth:", "    kind: jwt\n    oauth:", "kind: is of another kind of minter; the keys of this one stand under oauth"},
-		{"scopes beside", exchanger, "    oauth:", "    scopes: [a]\n    oauth:", "scopes: is of another kind of minter; the keys of this one stand under oauth"},
+		{"kind beside", exchanger, "    oauth:", "    kind: jwt\n    oauth:", "kind: unknown key, expected one of: jwt, max_active, max_ttl, oauth, postgres"},
+		{"scopes beside", exchanger, "    oauth:", "    scopes: [a]\n    oauth:", "scopes: unknown key, expected one of: jwt, max_active, max_ttl, oauth, postgres"},
 		{"no grant", exchanger, "      grant: token_exchange\n", "", "oauth.grant: is missing, expected one of token_exchange, jwt_bearer"},
 		{"unknown encoding", exchanger, "      grant", "      encoding: xml\n      grant", `oauth.encoding: is "xml", expected one of form, json`},
 		{"too long a timeout", exchanger, "      grant", "      timeout: 11s\n      grant", "oauth.timeout: is 11s, expected at most 10s, within which a credential has to be made"},

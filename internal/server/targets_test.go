@@ -135,7 +135,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = store.Close() })
-	keys, err := minter.LoadKeys(t.Context(), store)
+	keys, err := minter.LoadKeys(t.Context(), store, minter.Rotation{Algorithm: "ES256"})
 	if err != nil {
 		t.Fatal(err)
 	}
