@@ -66,6 +66,12 @@ func (c *Config) fill(dir string) {
 			abs(&s.ClientSecretFile)
 		}
 	}
+	for _, m := range c.Minters {
+		if m.Postgres != nil {
+			abs(&m.Postgres.PasswordFile)
+			abs(&m.Postgres.CAFile)
+		}
+	}
 	for i := range c.Services {
 		abs(&c.Services[i].SecretFile)
 	}
@@ -443,6 +449,11 @@ func (c *Config) checkMinter(fail failFunc, name string, m Minter) {
 		fail(key, "is a name that no policy can write, expected lower-case letters, digits, _ and -")
 	}
 	key += "."
+	if m.Postgres != nil {
+		m.Postgres.check(fail, key+"postgres.", m.MaxTTL)
+		fail.positive(key+"max_ttl", m.MaxTTL)
+		return
+	}
 	fail.oneOf(key+"kind", m.Kind, "jwt")
 	self := func(is Issuer) bool { return is.Audience == m.Audience }
 	if fail.required(key+"audience", m.Audience) && (strings.TrimSuffix(m.Audience, "/") == c.ExternalURL || slices.ContainsFunc(c.Issuers, self)) {

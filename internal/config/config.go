@@ -259,6 +259,8 @@ type Minter struct {
 	// Introspects states that the audience introspects every token, so that
 	// revocation takes effect at once.
 	Introspects bool `yaml:"introspects"`
+	// Postgres, when set, makes credentials at a database instead.
+	Postgres *Postgres `yaml:"postgres"`
 }
 
 // Service is a resource server that may introspect tokens of its own audience.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -171,7 +172,7 @@ func TestErrors(t *testing.T) {
 	for _, tt := range []struct{ name, old, new, want string }{
 		// YAML
 		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, listen, log, minters, ops_listen, policy, proxy_client_cert, retention, root_key_file, services, sessions, store, store_connections, store_password_file, tls"},
-		{"key in another case", "    audience: https://crm.example\nservices", "    audience: https://crm.example\n    Scopes: []\nservices", "writ.yaml:18: minters.crm.Scopes: unknown key, expected one of: audience, enforces_details, introspects, kind, max_ttl, scopes"},
+		{"key in another case", "    audience: https://crm.example\nservices", "    audience: https://crm.example\n    Scopes: []\nservices", "writ.yaml:18: minters.crm.Scopes: unknown key, expected one of: audience, enforces_details, introspects, kind, max_ttl, postgres, scopes"},
 		{"key twice", "store: sqlite:writ.db\n", "store: sqlite:writ.db\nstore: x\n", "writ.yaml:3: store: stands a second time; first on line 2"},
 		{"minter twice", "minters:\n", "minters:\n  crm: {kind: jwt, audience: a}\n", "writ.yaml:16: minters.crm: stands a second time; first on line 15"},
 		{"number for a string", "store: sqlite:writ.db", "store: 5", "writ.yaml:2: store: is 5, expected a string"},
@@ -492,10 +493,11 @@ func absent(key string, typ reflect.Type, tree any) (missing []string) {
 		return missing
 	case reflect.Map:
 		m, _ := tree.(map[string]any)
-		for k, v := range m {
-			return absent(key+"."+k, typ.Elem(), v)
+		var list []any
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			list = append(list, m[k])
 		}
-		return []string{key}
+		return absent(key, reflect.SliceOf(typ.Elem()), list)
 	case reflect.Struct:
 		m, _ := tree.(map[string]any)
 		for i := range typ.NumField() {
