@@ -28,7 +28,7 @@ var signatureAlgorithms = jws.Algorithms
 var minterName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
 
 // minterKinds are the blocks that a minter can have.
-var minterKinds = []string{"jwt", "oauth"}
+var minterKinds = []string{"jwt", "oauth", "postgres"}
 
 // fill resolves file names against dir and sets the defaults that follow from
 // other values.
@@ -67,6 +67,12 @@ func (c *Config) fill(dir string) {
 	for i := range c.Issuers {
 		if s := c.Issuers[i].SignIn; s != nil {
 			abs(&s.ClientSecretFile)
+		}
+	}
+	for _, m := range c.Minters {
+		if m.Postgres != nil {
+			abs(&m.Postgres.PasswordFile)
+			abs(&m.Postgres.CAFile)
 		}
 	}
 	for i := range c.Services {
@@ -467,6 +473,9 @@ func (c *Config) checkMinter(fail failFunc, name string, m Minter) {
 	}
 	if m.OAuth != nil {
 		c.checkOAuth(fail, key+".oauth.", m)
+	}
+	if m.Postgres != nil {
+		m.Postgres.check(fail, key+".postgres.", m.MaxTTL)
 	}
 }
 

@@ -256,6 +256,8 @@ type Minter struct {
 	JWT *JWTMinter `yaml:"jwt"`
 	// OAuth gets tokens of a target's own authorization server.
 	OAuth *OAuth `yaml:"oauth"`
+	// Postgres makes roles of a database.
+	Postgres *Postgres `yaml:"postgres"`
 }
 
 // kinds lists the blocks that stand.
@@ -265,6 +267,9 @@ func (m Minter) kinds() (set []string) {
 	}
 	if m.OAuth != nil {
 		set = append(set, "oauth")
+	}
+	if m.Postgres != nil {
+		set = append(set, "postgres")
 	}
 	return set
 }
