@@ -53,6 +53,7 @@ type Server struct {
 	api, ops listener
 	stopping chan struct{} // closed when a stop begins
 	stuck    atomic.Bool   // entries wait too long for the log
+	targets  []func()      // close the connections to minters' targets
 }
 
 // New opens the store, loads keys and policies and binds both listeners. restored
@@ -104,6 +105,15 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	if err != nil {
 		return nil, err
 	}
+	minters, err := newMinters(cfg, keys)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range minters {
+		if c, ok := m.(interface{ Close() }); ok {
+			s.targets = append(s.targets, c.Close)
+		}
+	}
 
 	approvals := approval.NewEngine(approval.Config{
 		Store: sqlstore.For[approval.Tx](s.store), Providers: providers, UseWithin: cfg.Approvals.UseWithin,
@@ -122,7 +132,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Identity: s.identity,
 		Decider: decision.New(decision.Config{
 			Identity: s.identity, Policy: s.policy, Store: sqlstore.For[decision.Tx](s.store), Approvals: approvals,
-			Providers: providers, Minters: newMinters(cfg, keys), Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
+			Providers: providers, Minters: minters, Sessions: settings, OpenOnDecide: cfg.Sessions.OpenOnDecide,
 			PromptLife: cfg.Approvals.ExpiresIn, MaxPending: cfg.Approvals.MaxPending, Keeper: keeper, Halted: s.stuck.Load, Metrics: metrics, Logger: log,
 		}),
 		SignIns:   signIns,
@@ -223,6 +233,9 @@ func (s *Server) close() {
 		if l.Listener != nil {
 			_ = l.Close() // closed already where Run served it
 		}
+	}
+	for _, closeTarget := range s.targets {
+		closeTarget()
 	}
 	if s.store != nil {
 		if err := s.store.Close(); err != nil {
@@ -375,15 +388,21 @@ func newProviders(issuers []config.Issuer, v *identity.Verifier) (map[string]app
 	return out, nil
 }
 
-func newMinters(cfg config.Config, keys *minter.Keys) map[string]lease.Minter {
+func newMinters(cfg config.Config, keys *minter.Keys) (_ map[string]lease.Minter, err error) {
 	out := map[string]lease.Minter{}
 	for name, m := range cfg.Minters {
+		if m.Postgres != nil {
+			if out[name], err = NewPostgres(name, m); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		out[name] = &minter.JWT{
 			Name: name, Issuer: cfg.ExternalURL, Audience: m.Audience, Scopes: m.Scopes, MaxTTL: m.MaxTTL,
 			EnforcesDetails: m.EnforcesDetails, Introspects: m.Introspects, Keys: keys,
 		}
 	}
-	return out
+	return out, nil
 }
 
 func newServices(services []config.Service) ([]httpapi.Service, error) {
