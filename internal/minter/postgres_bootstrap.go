@@ -48,7 +48,6 @@ var bootstrapText string
 var bootstrapSQL = template.Must(template.New("bootstrap").Funcs(template.FuncMap{
 	"id":   quoted,
 	"lit":  literal,
-	"ids":  func(list []string) string { return strings.Join(mapStrings(list, quoted), ", ") },
 	"lits": func(list []string) string { return strings.Join(mapStrings(list, literal), ", ") },
 	"funcs": func(schema string) string {
 		return strings.Join(mapStrings(ownFunctions, func(f string) string { return quoted(schema) + "." + f }), ", ")
@@ -125,8 +124,8 @@ func BootstrapSQL(b Bootstrap) (string, error) {
 		Version  int
 		Pattern  string
 		Verifier string
-		Makers   []string
-	}{b, PostgresVersion, leaseRole, verifier, makers(b.Owner)})
+		Makers   int
+	}{b, PostgresVersion, leaseRole, verifier, postgresMakers})
 	return out.String(), err
 }
 

@@ -67,7 +67,7 @@ func TestPostgresPlan(t *testing.T) {
 			}
 			continue
 		}
-		want := lease.Grant{Minter: "crm-db", Kind: "postgres", Scope: c.scope, TTL: c.ttl, Revocability: "instant", Precision: "coarse", Outside: true}
+		want := lease.Grant{Minter: "crm-db", Kind: "postgres", Scope: c.scope, TTL: c.ttl, Revocability: "instant", Precision: "coarse", Outside: true, Renewable: true}
 		if d := cmp.Diff(want, got); d != "" || refusal != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", c.name, refusal, d)
 		}

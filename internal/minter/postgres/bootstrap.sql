@@ -4,6 +4,7 @@
 -- that may create schemas there and has ADMIN OPTION on the groups and on
 -- pg_read_all_stats (docs/postgres.md). It may be run again: that brings functions and
 -- settings to what stands here and leaves leases alone. It is one transaction.
+{{- define "makers"}}ARRAY(SELECT '{{.Owner}}_' || x FROM generate_series(0, {{.Makers}} - 1) x){{end}}
 BEGIN;
 
 -- 1. Is this a server on which Writ's promises hold?
@@ -32,12 +33,12 @@ BEGIN
   IF to_regrole({{lit (id .Owner)}}) IS NULL THEN
     CREATE ROLE {{id .Owner}} NOLOGIN NOINHERIT;
   END IF;
-  FOREACH maker IN ARRAY ARRAY[{{lits .Makers}}] LOOP
+  FOREACH maker IN ARRAY {{template "makers" .}} LOOP
     IF to_regrole(quote_ident(maker)) IS NULL THEN
       EXECUTE format('CREATE ROLE %I NOLOGIN NOINHERIT CREATEROLE', maker);
     END IF;
   END LOOP;
-  FOR r IN SELECT * FROM pg_roles WHERE rolname = {{lit .Owner}} OR rolname = ANY (ARRAY[{{lits .Makers}}]) LOOP
+  FOR r IN SELECT * FROM pg_roles WHERE rolname = {{lit .Owner}} OR rolname = ANY ({{template "makers" .}}) LOOP
     IF r.rolsuper OR r.rolcanlogin OR r.rolreplication OR r.rolbypassrls OR r.rolcreatedb OR r.rolcreaterole <> (r.rolname <> {{lit .Owner}}) THEN
       RAISE EXCEPTION 'role % exists and has other powers than Writ needs: choose another owner', r.rolname;
     END IF;
@@ -72,7 +73,7 @@ DO $writ$
 DECLARE r text;
 BEGIN
   IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
-    FOREACH r IN ARRAY ARRAY[{{lit .Owner}}, {{lits .Makers}}] LOOP
+    FOREACH r IN ARRAY {{lit .Owner}}::text || {{template "makers" .}} LOOP
       EXECUTE format('GRANT %I TO %I WITH INHERIT TRUE, SET TRUE', r, current_user);
     END LOOP;
   END IF;
@@ -127,7 +128,7 @@ CREATE OR REPLACE FUNCTION {{id .Schema}}.have(p_role text, VARIADIC p_statement
 BEGIN
   -- By the last random bits of the lease's id.
   EXECUTE format('SELECT {{id .Schema}}.maker_%s($1)',
-    (32 * strpos('0123456789abcdefghijklmnopqrstuv', substr(p_role, 33, 1)) + strpos('0123456789abcdefghijklmnopqrstuv', substr(p_role, 34, 1))) % {{len .Makers}})
+    (32 * strpos('0123456789abcdefghijklmnopqrstuv', substr(p_role, 33, 1)) + strpos('0123456789abcdefghijklmnopqrstuv', substr(p_role, 34, 1))) % {{.Makers}})
     USING p_statements;
 END $writ$;
 
@@ -135,7 +136,7 @@ END $writ$;
 CREATE OR REPLACE FUNCTION {{id .Schema}}.inherit(p_role text) RETURNS void{{template "head"}} AS $writ$
 BEGIN
   IF NOT EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = to_regrole(p_role) AND m.inherit_option
-      AND m.member IN (SELECT r.oid FROM pg_roles r WHERE r.rolname = ANY (ARRAY[{{lits .Makers}}]))) THEN
+      AND m.member IN (SELECT r.oid FROM pg_roles r WHERE r.rolname = ANY ({{template "makers" .}}))) THEN
     PERFORM {{id .Schema}}.have(p_role, format('GRANT %I TO CURRENT_USER WITH INHERIT TRUE, SET FALSE', p_role));
   END IF;
 END $writ$;
@@ -328,7 +329,7 @@ BEGIN
       a.pid, a.backend_start, coalesce(host(a.client_addr), '')
     FROM pg_roles r
     JOIN pg_auth_members m ON m.roleid = r.oid AND m.admin_option
-     AND m.member IN (SELECT x.oid FROM pg_roles x WHERE x.rolname = ANY (ARRAY[{{lits .Makers}}]))
+     AND m.member IN (SELECT x.oid FROM pg_roles x WHERE x.rolname = ANY ({{template "makers" .}}))
     LEFT JOIN pg_stat_activity a ON a.usesysid = r.oid
    WHERE r.rolname ~ '{{.Pattern}}' ORDER BY 1, 3;
 END $writ$;
@@ -390,7 +391,7 @@ DECLARE
   n     int := 0;
   maker text;
 BEGIN
-  FOREACH maker IN ARRAY ARRAY[{{lits .Makers}}] LOOP
+  FOREACH maker IN ARRAY {{template "makers" .}} LOOP
     EXECUTE format('GRANT CREATE, USAGE ON SCHEMA {{id .Schema}} TO %I', maker);
     EXECUTE format('SET LOCAL ROLE %I', maker);
     EXECUTE format('CREATE OR REPLACE FUNCTION {{id .Schema}}.maker_%s(p_statements text[]) RETURNS void
@@ -408,7 +409,9 @@ END $writ$;
 --     reading only, if they are to read only.
 {{- range .Groups}}
 DO $writ$
-DECLARE bad text;
+DECLARE
+  bad   text;
+  maker text;
 BEGIN
   IF to_regrole({{lit (id .)}}) IS NULL THEN
     CREATE ROLE {{id .}} NOLOGIN;
@@ -422,8 +425,10 @@ BEGIN
   IF bad IS NOT NULL THEN
     RAISE EXCEPTION 'group % is or leads to %, which is more than rights on data', {{lit .}}, bad;
   END IF;
+  FOREACH maker IN ARRAY {{template "makers" $}} LOOP
+    EXECUTE format('GRANT {{id .}} TO %I WITH ADMIN TRUE, INHERIT FALSE, SET FALSE', maker);
+  END LOOP;
 END $writ$;
-GRANT {{id .}} TO {{ids $.Makers}} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
 GRANT USAGE ON SCHEMA {{id $.Schema}} TO {{id .}};
 GRANT EXECUTE ON FUNCTION {{id $.Schema}}.tenant TO {{id .}};
 {{- end}}
@@ -474,7 +479,7 @@ DO $writ$
 DECLARE r text;
 BEGIN
   IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
-    FOREACH r IN ARRAY ARRAY[{{lit .Owner}}, {{lits .Makers}}] LOOP
+    FOREACH r IN ARRAY {{lit .Owner}}::text || {{template "makers" .}} LOOP
       EXECUTE format('REVOKE %I FROM %I GRANTED BY %I', r, current_user, current_user);
     END LOOP;
   END IF;
