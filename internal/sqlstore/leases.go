@@ -209,7 +209,7 @@ func (t *Tx) ClaimLeases(ctx context.Context, minter, claim string, lapse time.D
 
 // GoneLeases implements lease.WorkTx.
 func (t *Tx) GoneLeases(ctx context.Context, claim string, ids []string) ([]string, error) {
-	return t.eachPart(ctx, ids, func(in string, args []any) ([]string, error) {
+	return eachPart(ids, func(in string, args []any) ([]string, error) {
 		n := len(args)
 		return some(ctx, t, "mark leases gone", scanText, fmt.Sprintf(`UPDATE leases SET state = 'revoked', gone_at = $%d, claim = '',
 			recall_sealed = NULL, last_error = '' WHERE claim = $%d AND state = 'revoking' AND id IN (%s) RETURNING id`, n+1, n+2, in),
@@ -238,7 +238,7 @@ func (t *Tx) PassLeases(ctx context.Context, limit int) ([]lease.Lease, error) {
 
 // LoseOutcomes implements lease.Tx.
 func (t *Tx) LoseOutcomes(ctx context.Context, decisions []string) ([]string, error) {
-	return t.eachPart(ctx, decisions, func(in string, args []any) ([]string, error) {
+	return eachPart(decisions, func(in string, args []any) ([]string, error) {
 		return some(ctx, t, "lose outcomes", scanText, `UPDATE decisions SET outcome = 'unknown', outcome_by = 'writ'
 			WHERE outcome = '' AND id IN (`+in+`) RETURNING id`, args...)
 	})
@@ -248,7 +248,7 @@ func scanText(r scanner) (s string, err error) { return s, r.Scan(&s) }
 
 // eachPart runs a statement for parts of a list, of a few sizes only: each statement
 // stays prepared.
-func (t *Tx) eachPart(ctx context.Context, ids []string, run func(in string, args []any) ([]string, error)) (out []string, err error) {
+func eachPart(ids []string, run func(in string, args []any) ([]string, error)) (out []string, err error) {
 	for len(ids) > 0 {
 		size := 1
 		for _, s := range []int{512, 64, 8} {

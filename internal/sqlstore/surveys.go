@@ -9,7 +9,7 @@ import (
 // KnownLeases implements lease.SurveyTx.
 func (t *Tx) KnownLeases(ctx context.Context, ids []string) (map[string]lease.Lease, error) {
 	out := map[string]lease.Lease{}
-	_, err := t.eachPart(ctx, ids, func(in string, args []any) ([]string, error) {
+	_, err := eachPart(ids, func(in string, args []any) ([]string, error) {
 		part, err := some(ctx, t, "read known leases", scanLease, `SELECT `+leaseColumns+` FROM leases WHERE gone_at = 0 AND id IN (`+in+`)`, args...)
 		for _, l := range part {
 			out[l.ID] = l
