@@ -26,6 +26,7 @@ type cli struct {
 	Policy  policyCmd  `cmd:"" help:"Try policies on earlier decisions."`
 	Keys    keysCmd    `cmd:"" help:"List and rotate keys."`
 	Audit   auditCmd   `cmd:"" help:"Show, export, prove and archive the log."`
+	Lease   leaseCmd   `cmd:"" help:"List leases, and revoke them whatever else is broken."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
