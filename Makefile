@@ -39,6 +39,7 @@ test-full: test fuzz postgres-test chaos ## the same and the long suites
 .PHONY: deps
 deps: ## install what the tests need and the machine lacks
 	@missing=(); for c in curl node npm gcc chromium promtool; do command -v $$c >/dev/null || missing+=($$c); done; \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
 	if (($${#missing[@]})); then \
 	  command -v apt-get >/dev/null && [[ $$(id -u) == 0 ]] || { echo "please install: $${missing[*]}" >&2; exit 1; }; \
 	  packages=("$${missing[@]/%node/nodejs}"); packages=("$${packages[@]/promtool/prometheus}"); \

@@ -72,7 +72,7 @@ type Credential struct {
 	Lease        string            `json:"lease"`
 	Kind         string            `json:"kind"`
 	ExpiresAt    time.Time         `json:"expires_at"`
-	Revocability string            `json:"revocability"` // instant, introspect or expiry
+	Revocability string            `json:"revocability"` // instant, introspect, status or expiry
 	Precision    string            `json:"precision"`    // exact or coarse
 	Scope        json.RawMessage   `json:"scope"`
 	Secret       map[string]string `json:"secret"` // by kind; jwt: token, token_type

@@ -41,7 +41,7 @@ issuers:
     audience: https://writ.example
     algorithms: [ES256]
 minters:
-  crm: {kind: jwt, audience: https://crm.example}
+  crm: {jwt: {audience: https://crm.example}}
 `
 
 func newBench(t *testing.T) *bench {

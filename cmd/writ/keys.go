@@ -56,17 +56,21 @@ func (c keysListCmd) Run(ctx context.Context) error {
 func listKeys(out io.Writer, keys []sqlstore.Key, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "PURPOSE\tSTATE\tACTIVE FROM\tBELIEVED UNTIL\tKEY")
+	signs := signingNow(keys, now)
 	for _, k := range keys {
 		state, until := "active", "-"
-		if now.Before(k.ActiveAt) {
-			state = "next"
-		}
 		if !k.RetiredAt.IsZero() {
-			until = k.RetiredAt.Format(time.RFC3339)
+			until, state = k.RetiredAt.Format(time.RFC3339), "retiring"
+		}
+		switch {
+		case !k.RetiredAt.IsZero() && !now.Before(k.RetiredAt):
+			state = "retired"
+		case now.Before(k.ActiveAt):
+			state = "next"
+		case k.ID == signs: // until its successor takes over
+			state = "active"
+		case k.Purpose == sqlstore.SigningKey:
 			state = "retiring"
-			if !now.Before(k.RetiredAt) {
-				state = "retired"
-			}
 		}
 		from := k.ActiveAt
 		if from.IsZero() {
@@ -77,22 +81,27 @@ func listKeys(out io.Writer, keys []sqlstore.Key, now time.Time) error {
 	return w.Flush()
 }
 
+// signingNow is the id of the key that signs credentials, "" for none.
+func signingNow(keys []sqlstore.Key, now time.Time) (id string) {
+	var since time.Time
+	for _, k := range keys {
+		believed := k.RetiredAt.IsZero() || now.Before(k.RetiredAt)
+		if k.Purpose == sqlstore.SigningKey && believed && !now.Before(k.ActiveAt) && !k.ActiveAt.Before(since) {
+			id, since = k.ID, k.ActiveAt
+		}
+	}
+	return id
+}
+
 type keysRotateCmd struct {
 	configFile
 	Purpose     string `arg:"" enum:"signing,checkpoint,data" help:"signing (credentials), checkpoint (the log) or data (encryption in the store)."`
 	Compromised bool   `help:"Of signing: use the new key at once and believe the old ones no more. Tokens that they signed end."`
 }
 
-const (
-	// signingDelay is longer than verifiers cache the keys (five minutes) and replicas
-	// take to look.
-	signingDelay = 10 * time.Minute
-	// signingLife is longer than any credential lives.
-	signingLife = 24 * time.Hour
-	// checkpointLife gives everyone time to learn the new verifier key; until then both
-	// sign.
-	checkpointLife = 30 * 24 * time.Hour
-)
+// checkpointLife gives everyone time to learn the new verifier key; until then both
+// sign.
+const checkpointLife = 30 * 24 * time.Hour
 
 func (c keysRotateCmd) Run(ctx context.Context) error {
 	if c.Compromised && c.Purpose != "signing" {
@@ -117,20 +126,12 @@ func (c keysRotateCmd) Run(ctx context.Context) error {
 	case "checkpoint":
 		return rotateCheckpoint(ctx, s)
 	}
-	k, err := minter.NewKey()
-	if err != nil {
-		return err
-	}
-	active, retire := signingDelay, signingLife
-	if c.Compromised {
-		active, retire = 0, time.Microsecond
-	}
-	added, err := s.Rotate(ctx, sqlstore.Key{ID: k.ID, Purpose: sqlstore.SigningKey, Private: k.PKCS8}, active, retire)
+	added, retire, err := minter.Rotate(ctx, s, server.RotationOf(cfg), c.Compromised)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("Key %s signs credentials from %s on; the keys before it are believed until %s.\n",
-		added.ID, added.ActiveAt.Format(time.RFC3339), added.ActiveAt.Add(retire).Format(time.RFC3339))
+		added.ID, added.ActiveAt.Format(time.RFC3339), retire.Format(time.RFC3339))
 	return nil
 }
 

@@ -54,6 +54,8 @@ const (
 	OrphanDisarmed Kind = "orphan.disarmed"
 	OrphanGone     Kind = "orphan.gone"
 
+	ServiceRevoked Kind = "service.revoked" // a resource server revoked a token
+
 	PolicyActivated Kind = "policy.activated"
 	PolicyRefused   Kind = "policy.refused"
 

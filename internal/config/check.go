@@ -27,6 +27,9 @@ var signatureAlgorithms = jws.Algorithms
 // minterName is what a policy writes to choose a minter.
 var minterName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
 
+// minterKinds are the blocks that a minter can have.
+var minterKinds = []string{"jwt"}
+
 // fill resolves file names against dir and sets the defaults that follow from
 // other values.
 func (c *Config) fill(dir string) {
@@ -119,6 +122,7 @@ func (c *Config) check(fail failFunc) {
 		fail("approvals.max_pending", "is %d, expected at least 1", c.Approvals.MaxPending)
 	}
 	c.Audit.check(fail)
+	c.Signing.check(fail)
 	if r := c.Retention.Records; r != 0 && r < 24*time.Hour {
 		fail("retention.records", "is %v, expected zero (for ever) or 24h and more: retries look for their decisions that long", r)
 	}
@@ -445,15 +449,30 @@ func (c *Config) checkMinter(fail failFunc, name string, m Minter) {
 	if !minterName.MatchString(name) {
 		fail(key, "is a name that no policy can write, expected lower-case letters, digits, _ and -")
 	}
-	key += "."
-	fail.oneOf(key+"kind", m.Kind, "jwt")
+	switch set := m.kinds(); {
+	case len(set) == 0:
+		fail(key, "says not what it makes, expected one of the blocks %s", strings.Join(minterKinds, ", "))
+	case len(set) > 1:
+		fail(key, "has the blocks %s, expected one: a minter makes one kind", strings.Join(set, ", "))
+	}
+	fail.positive(key+".max_ttl", m.MaxTTL)
+	fail.count(key+".max_active", m.MaxActive)
+	if m.JWT != nil {
+		c.checkJWT(fail, key+".jwt.", *m.JWT)
+	}
+}
+
+func (c *Config) checkJWT(fail failFunc, key string, m JWTMinter) {
 	self := func(is Issuer) bool { return is.Audience == m.Audience }
 	if fail.required(key+"audience", m.Audience) && (strings.TrimSuffix(m.Audience, "/") == c.ExternalURL || slices.ContainsFunc(c.Issuers, self)) {
 		fail(key+"audience", "is Writ itself; a minted token must never be good for Writ")
 	}
 	fail.noneEmpty(key+"scopes", m.Scopes)
-	fail.positive(key+"max_ttl", m.MaxTTL)
-	fail.count(key+"max_active", m.MaxActive)
+	fail.oneOf(key+"checks", m.Checks, "introspection", "status_list", "none")
+	asks := func(s Service) bool { return s.Audience == m.Audience }
+	if m.Checks == "introspection" && !slices.ContainsFunc(c.Services, asks) {
+		fail(key+"checks", "is introspection, but no entry of services has this audience: nobody could introspect")
+	}
 }
 
 func (fail failFunc) required(key, v string) bool {

@@ -47,6 +47,7 @@ type Config struct {
 	Agents    []AgentEntry      `yaml:"agents"`
 	Minters   map[string]Minter `yaml:"minters"`
 	Services  []Service         `yaml:"services"`
+	Signing   Signing           `yaml:"signing"`
 	Leases    Leases            `yaml:"leases"`
 	Approvals Approvals         `yaml:"approvals"`
 	Audit     Audit             `yaml:"audit"`
@@ -244,24 +245,37 @@ type SignIn struct {
 	Scopes []string `yaml:"scopes"`
 }
 
-// Minter makes credentials of one kind for one target.
+// Minter makes credentials of one kind for one target. The kind is the one block that
+// stands.
 type Minter struct {
-	// Kind is jwt.
-	Kind string `yaml:"kind"`
+	// MaxTTL is the longest that a credential can live.
+	MaxTTL time.Duration `yaml:"max_ttl"`
+	// MaxActive is how many may be out at a time; zero is no bound.
+	MaxActive int `yaml:"max_active"`
+	// JWT makes access tokens that Writ signs.
+	JWT *JWTMinter `yaml:"jwt"`
+}
+
+// kinds lists the blocks that stand.
+func (m Minter) kinds() (set []string) {
+	if m.JWT != nil {
+		set = append(set, "jwt")
+	}
+	return set
+}
+
+// JWTMinter makes access tokens (RFC 9068) for one resource server.
+type JWTMinter struct {
 	// Audience is the resource server that the credential is for.
 	Audience string `yaml:"audience"`
 	// Scopes is the most that a credential can carry.
 	Scopes []string `yaml:"scopes"`
-	// MaxTTL is the longest that it can live.
-	MaxTTL time.Duration `yaml:"max_ttl"`
-	// MaxActive is how many may be out at a time; zero is no bound.
-	MaxActive int `yaml:"max_active"`
 	// EnforcesDetails states that the audience checks authorization_details, which
 	// makes the credential good for the exact act only.
 	EnforcesDetails bool `yaml:"enforces_details"`
-	// Introspects states that the audience introspects every token, so that
-	// revocation takes effect at once.
-	Introspects bool `yaml:"introspects"`
+	// Checks states how the audience learns that a token was revoked before its time:
+	// introspection of every token, status_list, or none.
+	Checks string `yaml:"checks"`
 }
 
 // Leases bounds how many credentials may be out at a time; zero is no bound.
@@ -357,6 +371,8 @@ func Default() Config {
 		},
 		Audit: Audit{Copies: Copies{Every: time.Minute}},
 		Log:   Log{Level: "info"},
+
+		Signing: Signing{Algorithm: "ES256", RotateEvery: 30 * 24 * time.Hour},
 	}
 }
 
@@ -365,6 +381,8 @@ func (i *Issuer) setDefaults() {
 }
 
 func (m *Minter) setDefaults() { m.MaxTTL = 5 * time.Minute }
+
+func (m *JWTMinter) setDefaults() { m.Checks = "none" }
 
 func (c *CIBA) setDefaults() {
 	c.ClientAuth, c.LoginHint, c.Timeout = "client_secret_basic", "{sub}", 40*time.Second

@@ -39,8 +39,8 @@ issuers:
       client_secret_file: secret
 minters:
   crm:
-    kind: jwt
-    audience: https://crm.example
+    jwt:
+      audience: https://crm.example
 services:
   - id: crm-api
     secret_file: secret
@@ -98,6 +98,7 @@ func TestDefaults(t *testing.T) {
 		Sessions:  config.Sessions{DefaultAge: time.Hour, MaxAge: 8 * time.Hour, Idle: 30 * time.Minute, Window: 24 * time.Hour},
 		Approvals: config.Approvals{ExpiresIn: 5 * time.Minute, UseWithin: 2 * time.Minute, MaxWait: 2 * time.Minute, MaxPending: 5},
 		Log:       config.Log{Level: "info"},
+		Signing:   config.Signing{Algorithm: "ES256", RotateEvery: 720 * time.Hour},
 		Issuers: []config.Issuer{{
 			Issuer: "https://idp.example", SpeaksFor: []config.Principal{config.User, config.Agent},
 			Token: "access_token", Audience: "https://writ.example", Algorithms: []string{"ES256"},
@@ -108,7 +109,7 @@ func TestDefaults(t *testing.T) {
 				Timeout: 40 * time.Second,
 			},
 		}},
-		Minters:  map[string]config.Minter{"crm": {Kind: "jwt", Audience: "https://crm.example", MaxTTL: 5 * time.Minute}},
+		Minters:  map[string]config.Minter{"crm": {MaxTTL: 5 * time.Minute, JWT: &config.JWTMinter{Audience: "https://crm.example", Checks: "none"}}},
 		Services: []config.Service{{ID: "crm-api", SecretFile: in("secret"), Audience: "https://crm.example"}},
 		Leases:   config.Leases{PerSession: 100, PerUser: 500, PerAgent: 10000},
 	}
@@ -171,10 +172,10 @@ func TestErrors(t *testing.T) {
 	const algs = "RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA"
 	for _, tt := range []struct{ name, old, new, want string }{
 		// YAML
-		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, leases, listen, log, minters, ops_listen, policy, proxy_client_cert, retention, root_key_file, services, sessions, store, store_connections, store_password_file, tls"},
-		{"key in another case", "    audience: https://crm.example\nservices", "    audience: https://crm.example\n    Scopes: []\nservices", "writ.yaml:18: minters.crm.Scopes: unknown key, expected one of: audience, enforces_details, introspects, kind, max_active, max_ttl, scopes"},
+		{"unknown key", "store:", "sotre:", "writ.yaml:1: store: is missing\nwrit.yaml:2: sotre: unknown key, expected one of: agents, approvals, audit, behind_proxy, durability, external_url, issuers, leases, listen, log, minters, ops_listen, policy, proxy_client_cert, retention, root_key_file, services, sessions, signing, store, store_connections, store_password_file, tls"},
+		{"key in another case", "      audience: https://crm.example\nservices", "      audience: https://crm.example\n      Scopes: []\nservices", "writ.yaml:18: minters.crm.jwt.Scopes: unknown key, expected one of: audience, checks, enforces_details, scopes"},
 		{"key twice", "store: sqlite:writ.db\n", "store: sqlite:writ.db\nstore: x\n", "writ.yaml:3: store: stands a second time; first on line 2"},
-		{"minter twice", "minters:\n", "minters:\n  crm: {kind: jwt, audience: a}\n", "writ.yaml:16: minters.crm: stands a second time; first on line 15"},
+		{"minter twice", "minters:\n", "minters:\n  crm: {jwt: {audience: a}}\n", "writ.yaml:16: minters.crm: stands a second time; first on line 15"},
 		{"number for a string", "store: sqlite:writ.db", "store: 5", "writ.yaml:2: store: is 5, expected a string"},
 		{"bool for a string", "client_id: writ", "client_id: true", "writ.yaml:12: issuers[0].ciba.client_id: is true, expected a string"},
 		{"nothing for a string", "store: sqlite:writ.db", "store:", "writ.yaml:2: store: is nothing, expected a string"},
@@ -186,8 +187,8 @@ func TestErrors(t *testing.T) {
 		{"number in a list", "algorithms: [ES256]", "algorithms: [ES256, 5]", "writ.yaml:10: issuers[0].algorithms[1]: is 5, expected a string"},
 		{"nothing for a list", "algorithms: [ES256]", "algorithms:", "writ.yaml:10: issuers[0].algorithms: is nothing, expected a list"},
 		{"list for a mapping", "  path: policies", "  - path: policies", "writ.yaml:5: policy: is a list, expected a mapping"},
-		{"string for a mapping", "  crm:\n    kind: jwt\n    audience: https://crm.example\n", "  crm: jwt\n", "writ.yaml:15: minters.crm: is a string, expected a mapping"},
-		{"list of minters", "  crm:\n    kind: jwt\n    audience: https://crm.example\n", "  - kind: jwt\n", "writ.yaml:15: minters: is a list, expected a mapping"},
+		{"string for a mapping", "  crm:\n    jwt:\n      audience: https://crm.example\n", "  crm: jwt\n", "writ.yaml:15: minters.crm: is a string, expected a mapping"},
+		{"list of minters", "  crm:\n    jwt:\n      audience: https://crm.example\n", "  - jwt:\n", "writ.yaml:15: minters: is a list, expected a mapping"},
 		{"nothing for a mapping", "store:", "tls:\nstore:", "writ.yaml:2: tls: is nothing, expected a mapping"},
 		{"string for a bool", "store:", "behind_proxy: \"true\"\nstore:", `writ.yaml:2: behind_proxy: is "true", expected true or false`},
 		{"yes for a bool", "store:", "behind_proxy: yes\nstore:", `writ.yaml:2: behind_proxy: is "yes", expected true or false`},
@@ -206,14 +207,14 @@ func TestErrors(t *testing.T) {
 		{"unknown principal", "[user, agent]", "[user, robot]", `writ.yaml:8: issuers[0].speaks_for[1]: is "robot", expected user, agent, operator or service`},
 		{"list for a principal", "[user, agent]", "[[user]]", "writ.yaml:8: issuers[0].speaks_for[0]: is a list, expected a string"},
 		{"long value", "store: sqlite:writ.db", "behind_proxy: " + strings.Repeat("é", 100) + "\nstore: sqlite:writ.db", `writ.yaml:2: behind_proxy: is "` + strings.Repeat("é", 40) + `…", expected true or false`},
-		{"alias", "    audience: https://crm.example\nservices", "    audience: &a https://crm.example\n    scopes: [*a]\nservices", "writ.yaml:18: minters.crm.scopes[0]: is an alias; write the value out"},
-		{"merge key", "    kind: jwt\n", "    kind: jwt\n    <<: {kind: jwt}\n", "writ.yaml:17: minters.crm: has a key that is not a plain word"},
+		{"alias", "      audience: https://crm.example\nservices", "      audience: &a https://crm.example\n      scopes: [*a]\nservices", "writ.yaml:18: minters.crm.jwt.scopes[0]: is an alias; write the value out"},
+		{"merge key", "    jwt:\n", "    <<: {max_ttl: 1s}\n    jwt:\n", "writ.yaml:16: minters.crm: has a key that is not a plain word"},
 		{"alias as a key", "store: sqlite:writ.db\n", "store: &listen sqlite:writ.db\n*listen : 127.0.0.1:1\n", "writ.yaml:3: has a key that is not a plain word"},
 		{"list as a key", "store: sqlite:writ.db\n", "store: sqlite:writ.db\n? [listen]\n: x\n", "writ.yaml:3: has a key that is not a plain word"},
 		{"number as a key", "  crm:\n", "  5:\n", "writ.yaml:15: minters: has a key that is not a plain word"},
 		{"tab", "  path: policies", "\tpath: policies", "writ.yaml:5: is not YAML: found character that cannot start any token"},
 		{"quote left open", "store: sqlite:writ.db", `store: "sqlite`, "writ.yaml:2: is not YAML: found unexpected end of stream"},
-		{"wrong indentation", "    kind: jwt\n", "   kind: jwt\n", "writ.yaml:17: is not YAML: mapping values are not allowed in this context"},
+		{"wrong indentation", "    jwt:\n", "    max_ttl: 5m\n   jwt:\n", "writ.yaml:14: is not YAML: did not find expected key"},
 		{"unknown anchor", "store: sqlite:writ.db", "store: *nothing", "writ.yaml: is not YAML: unknown anchor 'nothing' referenced"},
 		{"second document", "minters:\n", "---\nminters:\n", "writ.yaml:14: holds a second YAML document, expected one"},
 		{"second document that is no YAML", "minters:\n", "---\n\tminters:\n", "writ.yaml:15: is not YAML: found character that cannot start any token"},
@@ -326,13 +327,18 @@ func TestErrors(t *testing.T) {
 		{"CIBA message too short", "      client_id: writ\n", "      client_id: writ\n      binding_message: {max_length: 3}\n", "writ.yaml:13: issuers[0].ciba.binding_message.max_length: is 3, expected 4 to 1000"},
 		{"CIBA message too long", "      client_id: writ\n", "      client_id: writ\n      binding_message: {max_length: 1001}\n", "writ.yaml:13: issuers[0].ciba.binding_message.max_length: is 1001, expected 4 to 1000"},
 		{"CIBA without timeout", "      client_id: writ\n", "      client_id: writ\n      timeout: 0s\n", "writ.yaml:13: issuers[0].ciba.timeout: is 0s, expected more than zero"},
-		{"minter of no kind", "    kind: jwt\n", "", "writ.yaml:16: minters.crm.kind: is missing, expected one of jwt"},
-		{"minter of another kind", "kind: jwt", "kind: aws", `writ.yaml:16: minters.crm.kind: is "aws", expected one of jwt`},
-		{"minter without audience", "    kind: jwt\n    audience: https://crm.example\n", "    kind: jwt\n", "writ.yaml:16: minters.crm.audience: is missing"},
-		{"minter for Writ", "audience: https://crm.example\nservices", "audience: https://writ.example/\nservices", "writ.yaml:17: minters.crm.audience: is Writ itself; a minted token must never be good for Writ"},
-		{"minter for Writ under its other name", "    audience: https://writ.example\n", "    audience: https://crm.example\n", "writ.yaml:17: minters.crm.audience: is Writ itself; a minted token must never be good for Writ"},
-		{"minter with an empty scope", "    kind: jwt\n", "    kind: jwt\n    scopes: [\"\"]\n", "writ.yaml:17: minters.crm.scopes[0]: is empty"},
-		{"minter without TTL", "    kind: jwt\n", "    kind: jwt\n    max_ttl: 0s\n", "writ.yaml:17: minters.crm.max_ttl: is 0s, expected more than zero"},
+		{"minter of no kind", "    jwt:\n      audience: https://crm.example\n", "    max_ttl: 1m\n", "writ.yaml:16: minters.crm: says not what it makes, expected one of the blocks jwt"},
+		{"minter as of before", "    jwt:\n", "    kind: jwt\n    jwt:\n", "writ.yaml:16: minters.crm.kind: unknown key, expected one of: jwt, max_active, max_ttl"},
+		{"minter without audience", "    jwt:\n      audience: https://crm.example\n", "    jwt: {}\n", "writ.yaml:16: minters.crm.jwt.audience: is missing"},
+		{"minter for Writ", "audience: https://crm.example\nservices", "audience: https://writ.example/\nservices", "writ.yaml:17: minters.crm.jwt.audience: is Writ itself; a minted token must never be good for Writ"},
+		{"minter for Writ under its other name", "    audience: https://writ.example\n", "    audience: https://crm.example\n", "writ.yaml:17: minters.crm.jwt.audience: is Writ itself; a minted token must never be good for Writ"},
+		{"minter with an empty scope", "    jwt:\n", "    jwt:\n      scopes: [\"\"]\n", "writ.yaml:17: minters.crm.jwt.scopes[0]: is empty"},
+		{"minter whose audience checks otherwise", "    jwt:\n", "    jwt:\n      checks: maybe\n", `writ.yaml:17: minters.crm.jwt.checks: is "maybe", expected one of introspection, status_list, none`},
+		{"minter whose audience can't introspect", "      audience: https://crm.example\nservices", "      audience: https://hr.example\n      checks: introspection\nservices", "writ.yaml:18: minters.crm.jwt.checks: is introspection, but no entry of services has this audience: nobody could introspect"},
+		{"signing algorithm", "store:", "signing: {algorithm: RS256}\nstore:", `writ.yaml:2: signing.algorithm: is "RS256", expected one of ES256, EdDSA`},
+		{"signing keys too fast", "store:", "signing: {rotate_every: 59m}\nstore:", "writ.yaml:2: signing.rotate_every: is 59m0s, expected zero (never by itself) or 1h0m0s to 8784h0m0s"},
+		{"signing keys back in time", "store:", "signing: {rotate_every: -1h}\nstore:", "writ.yaml:2: signing.rotate_every: is -1h0m0s, expected zero (never by itself) or 1h0m0s to 8784h0m0s"},
+		{"minter without TTL", "    jwt:\n", "    max_ttl: 0s\n    jwt:\n", "writ.yaml:16: minters.crm.max_ttl: is 0s, expected more than zero"},
 		{"minter's name", "  crm:\n", "  Crm.x:\n", "writ.yaml:16: minters.Crm.x: is a name that no policy can write, expected lower-case letters, digits, _ and -"},
 		{"service without id", "  - id: crm-api\n    secret_file", "  - secret_file", "writ.yaml:19: services[0].id: is missing"},
 		{"service twice", "services:\n", "services:\n  - {id: crm-api, secret_file: secret, audience: a}\n", "writ.yaml:20: services[1].id: stands a second time"},
@@ -458,6 +464,7 @@ func TestExample(t *testing.T) {
 		"sessions":        {cfg.Sessions, least.Sessions},
 		"approvals":       {cfg.Approvals, least.Approvals},
 		"log":             {cfg.Log, least.Log},
+		"signing":         {cfg.Signing, least.Signing},
 		"token":           {cfg.Issuers[0].Token, least.Issuers[0].Token},
 		"max_age":         {cfg.Issuers[0].MaxAge, least.Issuers[0].MaxAge},
 		"clock_leeway":    {cfg.Issuers[0].ClockLeeway, least.Issuers[0].ClockLeeway},
@@ -493,10 +500,11 @@ func absent(key string, typ reflect.Type, tree any) (missing []string) {
 		return missing
 	case reflect.Map:
 		m, _ := tree.(map[string]any)
-		for k, v := range m {
-			return absent(key+"."+k, typ.Elem(), v)
+		var list []any
+		for _, v := range m {
+			list = append(list, v)
 		}
-		return []string{key}
+		return absent(key, reflect.SliceOf(typ.Elem()), list)
 	case reflect.Struct:
 		m, _ := tree.(map[string]any)
 		for i := range typ.NumField() {

@@ -49,6 +49,8 @@ type Config struct {
 	Listen, OpsListen, IDPListen string
 	// IDPKey signs the embedded provider's tokens; nil for a fresh one.
 	IDPKey *ecdsa.PrivateKey
+	// Change edits Writ's configuration before it starts; nil for none.
+	Change func(*config.Config)
 	Logger *slog.Logger
 }
 
@@ -116,6 +118,9 @@ func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
 	wc, err := d.serverConfig(cfg)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.Change != nil {
+		cfg.Change(&wc)
 	}
 	if err := writeConfig(filepath.Join(cfg.Dir, "writ.yaml"), wc); err != nil {
 		return nil, err
@@ -187,7 +192,8 @@ func (d *Dev) serverConfig(cfg Config) (config.Config, error) {
 		s := Service{ID: name + "-api", Secret: secret, Audience: "urn:" + name + ":api"}
 		d.Services[name] = s
 		c.Minters[name] = config.Minter{
-			Kind: "jwt", Audience: s.Audience, Scopes: scopes, MaxTTL: 5 * time.Minute, Introspects: true, EnforcesDetails: name != "crm",
+			MaxTTL: 5 * time.Minute,
+			JWT:    &config.JWTMinter{Audience: s.Audience, Scopes: scopes, Checks: "introspection", EnforcesDetails: name != "crm"},
 		}
 		c.Services = append(c.Services, config.Service{ID: s.ID, SecretFile: filepath.Join(cfg.Dir, file), Audience: s.Audience})
 	}

@@ -222,7 +222,9 @@ func (i *incident) findActs() error {
 }
 
 // ordered reports whether an operator's act caused an entry.
-func ordered(act, e audit.Entry) bool { return isAct(act) && cause(act) != "" && cause(act) == cause(e) }
+func ordered(act, e audit.Entry) bool {
+	return isAct(act) && cause(act) != "" && cause(act) == cause(e)
+}
 
 // isAct says that an entry is about a use of the kill switch.
 func isAct(e audit.Entry) bool {

@@ -58,6 +58,8 @@ var ocsfKinds = map[audit.Kind]mapping{
 	audit.OrphanDisarmed: {ocsfUpdate, 3, 1},
 	audit.OrphanGone:     {ocsfDelete, 2, 1},
 
+	audit.ServiceRevoked: {ocsfDelete, 2, 1},
+
 	audit.PolicyActivated: {ocsfUpdate, 1, 1},
 	audit.PolicyRefused:   {ocsfUpdate, 3, 2},
 

@@ -281,12 +281,8 @@ func TestRotatedKey(t *testing.T) {
 	w := newWorld(t)
 	w.grow(5)
 	before, first := w.head(), w.keys()
-	signer, second, err := audit.NewCheckpointKey(before.Origin)
+	second, err := w.RotateCheckpointKey(w.ctx, time.Hour)
 	if err != nil {
-		t.Fatal(err)
-	}
-	key := sqlstore.Key{ID: second, Purpose: sqlstore.CheckpointKey, Private: []byte(signer)}
-	if _, err := w.Rotate(w.ctx, key, 0, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	w.grow(5)

@@ -67,6 +67,7 @@ var phrases = map[audit.Kind]string{
 	audit.OrphanFound:         "credential found that no lease knows",
 	audit.OrphanDisarmed:      "such a credential disarmed",
 	audit.OrphanGone:          "such a credential is gone",
+	audit.ServiceRevoked:      "token revoked by a service",
 	audit.PolicyActivated:     "policy activated",
 	audit.PolicyRefused:       "policy refused",
 	audit.OperatorRevoked:     "kill switch pulled",

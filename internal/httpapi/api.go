@@ -39,6 +39,7 @@ type Config struct {
 	Approvals *approval.Engine
 	Revoker   *revocation.Revoker
 	Keys      *minter.Keys
+	Status    *minter.StatusLists
 	Leases    LeaseStore
 	Uses      *lease.Uses
 	Evidence  EvidenceStore
@@ -86,6 +87,8 @@ func New(cfg Config) chi.Router {
 	// Each kind of caller has slots of its own, so that none keeps the others out.
 	r.With(a.bound(64)).Post("/revocations", a.handle(a.revoke))
 	r.With(a.bound(1024)).Post("/introspect", a.handle(a.introspect))
+	r.With(a.bound(256)).Post("/revoke", a.handle(a.revokeToken))
+	r.With(a.bound(1024)).Get("/status/{list}", a.handle(a.statusList))
 	r.With(a.bound(1024)).Post("/signals", a.handle(a.signal))
 	r.With(a.bound(1024)).Post("/backchannel-logout", a.handle(a.logout))
 	r.Group(func(r chi.Router) {

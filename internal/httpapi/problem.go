@@ -55,6 +55,7 @@ type problem struct {
 	Status    int            `json:"status"`
 	Detail    string         `json:"detail"`
 	Code      fault.Code     `json:"code"`
+	OAuth     string         `json:"error,omitempty"`
 	Errors    []problemField `json:"errors,omitempty"`
 	RequestID string         `json:"request_id"`
 }
@@ -70,7 +71,7 @@ func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err 
 	kind := problemKinds[f.Code]
 	p := problem{
 		Type: ProblemBase + string(f.Code), Title: kind.title, Status: kind.status, Detail: f.Detail, Code: f.Code,
-		RequestID: telemetry.RequestID(r.Context()),
+		OAuth: oauthError(r.URL.Path, kind.status, f.Code), RequestID: telemetry.RequestID(r.Context()),
 	}
 	for _, field := range f.Fields {
 		p.Errors = append(p.Errors, problemField(field))
@@ -96,6 +97,18 @@ func writeProblem(w http.ResponseWriter, r *http.Request, log *slog.Logger, err 
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
 	_ = e.Encode(p) // the client is gone if this fails
+}
+
+// oauthError is the error code of RFC 6749 §5.2, for clients of the two routes whose RFCs
+// (7662 §2.3, 7009 §2.2.1) have it; "" where it has none.
+func oauthError(path string, status int, code fault.Code) string {
+	switch {
+	case path != "/introspect" && path != "/revoke", status == http.StatusTooManyRequests, status >= 500:
+		return ""
+	case code == fault.InvalidClient:
+		return "invalid_client"
+	}
+	return "invalid_request"
 }
 
 // refusal is what the caller may know of err; the log gets the rest.

@@ -14,7 +14,7 @@ import (
 	"github.com/writsec/writ/internal/minter"
 )
 
-// Service is a resource server that may introspect tokens of its own audience.
+// Service is a resource server that may introspect and revoke tokens of its own audience.
 type Service struct {
 	ID string
 	// Secret, or else Subject, the principal of its own token, is what it is known by.
@@ -31,23 +31,12 @@ type LeaseStore interface {
 // introspect is RFC 7662. Whatever keeps a token from being good for this caller
 // is the same answer, inactive: nobody learns more than that.
 func (a *API) introspect(w http.ResponseWriter, r *http.Request) error {
-	body, err := readBody(w, r, "application/x-www-form-urlencoded")
+	service, token, err := a.tokenRequest(w, r)
 	if err != nil {
 		return err
-	}
-	form, err := url.ParseQuery(string(body))
-	if err != nil {
-		return fault.New(fault.InvalidRequest, "the body is not a form")
-	}
-	service, err := a.service(r, form)
-	if err != nil {
-		return err
-	}
-	if len(form["token"]) != 1 {
-		return fault.Invalid("token", "expected exactly one token")
 	}
 	inactive := map[string]any{"active": false}
-	claims, leaseID, ok := a.Keys.Claims(form.Get("token"), service.Audience)
+	claims, leaseID, ok := a.Keys.Claims(token, service.Audience)
 	if !ok {
 		return writeJSON(w, http.StatusOK, inactive)
 	}

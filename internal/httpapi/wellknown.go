@@ -2,12 +2,6 @@ package httpapi
 
 import "net/http"
 
-// jwks serves the keys that verify minted tokens.
-func (a *API) jwks(w http.ResponseWriter, _ *http.Request) error {
-	w.Header().Set("Cache-Control", "public, max-age=300")
-	return writeJSON(w, http.StatusOK, a.Keys.JWKS())
-}
-
 // metadata is RFC 8414. Writ issues tokens only in answer to decisions, so it has
 // neither an authorization nor a token endpoint.
 func (a *API) metadata(w http.ResponseWriter, _ *http.Request) error {
@@ -16,9 +10,12 @@ func (a *API) metadata(w http.ResponseWriter, _ *http.Request) error {
 		"issuer":                   a.ExternalURL,
 		"jwks_uri":                 a.ExternalURL + "/.well-known/jwks.json",
 		"introspection_endpoint":   a.ExternalURL + "/introspect",
+		"revocation_endpoint":      a.ExternalURL + "/revoke",
 		"response_types_supported": []string{},
 		"grant_types_supported":    []string{},
-		"introspection_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post"},
+		// The last two are access token types, of a service's own token.
+		"introspection_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post", "Bearer", "DPoP"},
+		"revocation_endpoint_auth_methods_supported":    []string{"client_secret_basic", "client_secret_post"},
 		"authorization_details_types_supported":         []string{"writ_intent"},
 		"service_documentation":                         a.ExternalURL + "/openapi.yaml",
 	})

@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// Breaker keeps requests from a target that fails, so that they fail at once. After
-// some failures in a row it lets one through from time to time.
+// Breaker keeps mints from a target that fails, so that they fail at once. After some
+// failures in a row, of unmaking too, it lets one through from time to time, until that
+// succeeds.
 type Breaker struct {
 	mu       sync.Mutex
 	failures int

@@ -11,11 +11,11 @@ import (
 // Urgency orders what is to be unmade at one target.
 type Urgency int
 
-// From the last to the first.
+// From the first to the last.
 const (
-	ByTime Urgency = iota
+	ByKill Urgency = iota
 	ByRelease
-	ByKill
+	ByTime
 )
 
 // End is how leases end.

@@ -68,6 +68,7 @@ const (
 	EndExpired  = "expired"
 	EndSession  = "session_ended"
 	EndOperator = "operator"
+	EndService  = "revoked_by_service" // a resource server showed its token (RFC 7009)
 	EndRestored = "restored"
 	// After these the act was not begun with this credential.
 	EndReissued   = "reissued"    // a retry got another

@@ -123,7 +123,7 @@ func inWorld(t *testing.T, f func(w *world)) {
 		defer func() { _ = store.Close() }()
 		w := &world{t: t, ctx: t.Context(), store: store}
 		w.in(func(tx *sqlstore.Tx) error {
-			w.s = session.New(user, agent.Ref, session.Spec{}, session.Settings{DefaultAge: time.Hour}, tx.Now())
+			w.s = session.New(user, agent.Ref, session.Spec{}, session.Settings{DefaultAge: 12 * time.Hour}, tx.Now())
 			return session.Open(w.ctx, tx, w.s, identity.Principal{})
 		})
 		f(w)

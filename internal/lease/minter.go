@@ -34,6 +34,7 @@ type Grant struct {
 const (
 	RevocableInstant    = "instant"    // at once, for everyone
 	RevocableIntrospect = "introspect" // at once for those who introspect, else at expiry
+	RevocableStatus     = "status"     // within seconds for those who read the status list as told, else at expiry
 	RevocableExpiry     = "expiry"     // at expiry
 )
 
@@ -144,7 +145,7 @@ func (Secret) LogValue() slog.Value { return slog.StringValue("[secret]") }
 // demands.
 func MeetsLeast(offers, least string) bool {
 	order := map[string]int{
-		"": 0, RevocableExpiry: 1, RevocableIntrospect: 2, RevocableInstant: 3,
+		"": 0, RevocableExpiry: 1, RevocableStatus: 2, RevocableIntrospect: 3, RevocableInstant: 4,
 		PrecisionCoarse: 1, PrecisionExact: 2,
 	}
 	return order[offers] >= order[least]

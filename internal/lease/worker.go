@@ -22,14 +22,16 @@ type WorkTx interface {
 	Now() time.Time
 	// ClaimLeases takes up to limit leases of a minter that are due to be unmade, the most
 	// urgent first, under a claim that others respect for a while. They have their Recall.
+	// Those that failed before come after the others, and fewer at a time, so that what
+	// one of them does to the target is its own in the end.
 	ClaimLeases(ctx context.Context, minter, claim string, lapse time.Duration, limit int) ([]Lease, error)
 	// GoneLeases marks those of the claim revoked that were seen to be gone, forgets what
 	// unmaking them needed, and returns their ids.
 	GoneLeases(ctx context.Context, claim string, ids []string) ([]string, error)
 	// PostponeLease gives one back until a time. failure is "" where nothing failed.
 	PostponeLease(ctx context.Context, claim, id string, until time.Time, failure string) error
-	// DropClaim gives all back at once.
-	DropClaim(ctx context.Context, claim string) error
+	// DropClaim gives all back at once. failure is "" where the reason is none of theirs.
+	DropClaim(ctx context.Context, claim, failure string) error
 	// PassLeases marks up to limit leases revoked that had ended and whose time is over
 	// now, and returns them.
 	PassLeases(ctx context.Context, limit int) ([]Lease, error)
@@ -81,42 +83,35 @@ func (w *Worker) Run(ctx context.Context) error {
 func (w *Worker) serve(ctx context.Context, name string, target Target) {
 	wake, stop := w.Store.Watch(UnmakeTopic)
 	defer stop()
-	size, failures := unmakeSize, 0
+	failures := 0
 	for ctx.Err() == nil {
-		n, err := w.step(ctx, name, target, size)
+		more, err := w.step(ctx, name, target)
 		switch {
+		case ctx.Err() != nil:
 		case err != nil:
-			// Perhaps one of them is more than the target can take, so fewer are tried next.
-			failures, size = failures+1, max(1, size/4)
-			if ctx.Err() != nil {
-				return
-			}
+			failures++
 			w.Logger.ErrorContext(ctx, "unmake credentials", "minter", name, "error", err)
-			if !pause(ctx, backoff(failures, maxOutage), nil) {
-				return
-			}
-		case n < size:
-			failures, size = 0, unmakeSize
-			if !pause(ctx, lookEvery/2+mathrand.N(lookEvery/2), wake) { //nolint:gosec // jitter
-				return
-			}
+			pause(ctx, backoff(failures, maxOutage), nil)
 		default:
-			failures, size = 0, min(unmakeSize, 2*size)
+			failures = 0
+			if !more {
+				pause(ctx, lookEvery/2+mathrand.N(lookEvery/2), wake) //nolint:gosec // jitter
+			}
 		}
 	}
 }
 
-// step unmakes one batch. An error says that the target, or the store, could not be
-// used.
-func (w *Worker) step(ctx context.Context, name string, target Target, size int) (n int, err error) {
+// step unmakes one batch; more says that there may be others. An error says that the
+// target, or the store, could not be used.
+func (w *Worker) step(ctx context.Context, name string, target Target) (more bool, err error) {
 	claim := rand.Text()
 	var leases []Lease
 	err = w.Store.Update(ctx, func(tx WorkTx) (err error) {
-		leases, err = tx.ClaimLeases(ctx, name, claim, claimLapse, size)
+		leases, err = tx.ClaimLeases(ctx, name, claim, claimLapse, unmakeSize)
 		return err
 	})
 	if err != nil || len(leases) == 0 {
-		return 0, err
+		return false, err
 	}
 	bound, cancel := context.WithTimeout(ctx, unmakeTime)
 	defer cancel()
@@ -127,15 +122,21 @@ func (w *Worker) step(ctx context.Context, name string, target Target, size int)
 	// What is known must be kept, whoever wants this to stop.
 	settling, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if err != nil {
-		w.Breakers[name].Fail()
-		if len(leases) == 1 { // it may be its own fault, and must not keep others waiting
-			err = errors.Join(err, w.settle(settling, claim, leases, []Unmade{{Err: err}}))
-		}
-		return 0, errors.Join(err, w.Store.Update(settling, func(tx WorkTx) error { return tx.DropClaim(settling, claim) }))
+	if err == nil {
+		return true, w.settle(settling, claim, leases, results)
 	}
-	w.Breakers[name].Succeed()
-	return len(leases), w.settle(settling, claim, leases, results)
+	if ctx.Err() == nil {
+		w.Breakers[name].Fail()
+	}
+	timedOut := ctx.Err() == nil && bound.Err() != nil
+	if timedOut && len(leases) == 1 { // it is its own fault
+		return true, w.settle(settling, claim, leases, []Unmade{{Err: err}})
+	}
+	failure := ""
+	if timedOut { // one of them may be more than the target can take
+		failure = clipped(err)
+	}
+	return false, errors.Join(err, w.Store.Update(settling, func(tx WorkTx) error { return tx.DropClaim(settling, claim, failure) }))
 }
 
 // settle records what became of a batch.

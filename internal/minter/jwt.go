@@ -28,19 +28,39 @@ type JWT struct {
 	// EnforcesDetails: the audience checks authorization_details, so a token is good
 	// for its act only.
 	EnforcesDetails bool
-	// Introspects: the audience introspects, so revocation takes effect at once.
-	Introspects bool
-	Keys        *Keys
+	// Checks is how the audience learns that a token ended before its time.
+	Checks Checks
+	Keys   *Keys
+	Status *StatusLists // for CheckStatusList
+}
+
+// Checks is what an audience does with a token beyond verifying it.
+type Checks string
+
+// What audiences do.
+const (
+	CheckNone          Checks = "none"
+	CheckIntrospection Checks = "introspection" // of every token
+	CheckStatusList    Checks = "status_list"   // read anew as often as the list says
+)
+
+// revocability is when a token that is revoked stops working, if the audience does so.
+func (c Checks) revocability() string {
+	switch c {
+	case CheckIntrospection:
+		return lease.RevocableIntrospect
+	case CheckStatusList:
+		return lease.RevocableStatus
+	case CheckNone:
+	}
+	return lease.RevocableExpiry
 }
 
 // Plan implements lease.Minter. The scope that policy wants has one member, scopes.
 func (m *JWT) Plan(w lease.Want) (lease.Grant, *lease.Refusal) {
 	g := lease.Grant{
 		Minter: m.Name, Kind: JWTKind, TTL: min(w.TTL, m.MaxTTL),
-		Revocability: lease.RevocableExpiry, Precision: lease.PrecisionCoarse, Renewable: true,
-	}
-	if m.Introspects {
-		g.Revocability = lease.RevocableIntrospect
+		Revocability: m.Checks.revocability(), Precision: lease.PrecisionCoarse, Renewable: true,
 	}
 	if m.EnforcesDetails {
 		g.Precision = lease.PrecisionExact
@@ -100,7 +120,8 @@ type claims struct {
 	Scope    string       `json:"scope"`
 	Details  []details    `json:"authorization_details"` // RFC 9396
 
-	Cnf *dpop.Confirmation `json:"cnf,omitempty"` // the agent's key (RFC 7800)
+	Cnf    *dpop.Confirmation `json:"cnf,omitempty"` // the agent's key (RFC 7800)
+	Status *statusClaim       `json:"status,omitempty"`
 }
 
 type subID struct {
@@ -126,7 +147,7 @@ type resource struct {
 }
 
 // Mint implements lease.Minter.
-func (m *JWT) Mint(_ context.Context, o lease.Order) (lease.Made, error) {
+func (m *JWT) Mint(ctx context.Context, o lease.Order) (lease.Made, error) {
 	l, act := o.Lease, o.Act
 	scopes, err := grantedScopes(l.Scope)
 	if err != nil {
@@ -136,11 +157,17 @@ func (m *JWT) Mint(_ context.Context, o lease.Order) (lease.Made, error) {
 	if parameters == nil {
 		parameters = map[string]any{}
 	}
+	var status *statusClaim
+	if m.Checks == CheckStatusList {
+		if status, err = m.Status.enter(ctx, l.ID, l.ExpiresAt); err != nil {
+			return lease.Made{}, fmt.Errorf("mint jwt: %w", err)
+		}
+	}
 	payload, err := json.Marshal(claims{
 		Issuer: m.Issuer, Audience: m.Audience,
 		Subject: l.User.String(), SubID: subID{"iss_sub", l.User.Issuer, l.User.ID}, Act: l.Agent, ClientID: l.Agent.ID,
-		IssuedAt: l.CreatedAt.Unix(), Expires: l.ExpiresAt.Unix(), ID: l.ID, Session: l.Session,
-		Scope: strings.Join(scopes, " "), Cnf: l.Cnf,
+		IssuedAt: m.Keys.store.Now().Unix(), Expires: l.ExpiresAt.Unix(), ID: l.ID, Session: l.Session,
+		Scope: strings.Join(scopes, " "), Cnf: l.Cnf, Status: status,
 		Details: []details{{
 			Type: "writ_intent", Actions: []string{act.Intent.Action}, Identifier: act.Resource.ID,
 			Resource:   resource{act.Resource.Type, act.Resource.ID, act.Resource.Properties},
@@ -150,7 +177,7 @@ func (m *JWT) Mint(_ context.Context, o lease.Order) (lease.Made, error) {
 	if err != nil {
 		return lease.Made{}, fmt.Errorf("mint jwt: %w", err)
 	}
-	token, err := m.Keys.sign(payload)
+	token, err := m.Keys.sign(typeToken, payload)
 	if err != nil {
 		return lease.Made{}, fmt.Errorf("mint jwt: %w", err)
 	}
@@ -175,6 +202,17 @@ func grantedScopes(scope map[string]any) ([]string, error) {
 		return nil, fmt.Errorf("mint jwt: the lease has no scopes")
 	}
 	return s, nil
+}
+
+// Lease verifies that a token is one that Writ signed, and says for whom, and which
+// lease it is of.
+func (k *Keys) Lease(token string) (audience, leaseID string, ok bool) {
+	payload, err := k.verify(token)
+	var c claims
+	if err != nil || json.Unmarshal(payload, &c) != nil {
+		return "", "", false
+	}
+	return c.Audience, c.ID, true
 }
 
 // Claims verifies that a token is one that Writ signed for the audience and

@@ -21,6 +21,8 @@ import (
 	"github.com/writsec/writ/internal/sqlstore"
 )
 
+var es256 = minter.Rotation{Algorithm: "ES256", Life: time.Hour}
+
 const (
 	issuer   = "https://writ.example"
 	audience = "https://crm.example"
@@ -28,7 +30,12 @@ const (
 
 func openStore(t *testing.T, path string) *sqlstore.Store {
 	t.Helper()
-	s, err := sqlstore.Open(t.Context(), sqlstore.Config{URL: "sqlite:" + path, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+	return openStoreAt(t, path, time.Now)
+}
+
+func openStoreAt(t *testing.T, path string, now func() time.Time) *sqlstore.Store {
+	t.Helper()
+	s, err := sqlstore.Open(t.Context(), sqlstore.Config{URL: "sqlite:" + path, Now: now, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +46,7 @@ func newKeys(t *testing.T) *minter.Keys {
 	t.Helper()
 	s := openStore(t, filepath.Join(t.TempDir(), "writ.db"))
 	defer func() { _ = s.Close() }()
-	k, err := minter.LoadKeys(t.Context(), s)
+	k, err := minter.LoadKeys(t.Context(), s, es256)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,10 +74,15 @@ func TestPlan(t *testing.T) {
 		{"a second", nil, lease.Want{Scope: read, TTL: time.Second}, lease.Grant{TTL: time.Second, Revocability: "expiry", Precision: "coarse"}, ""},
 		{"less than a second", nil, lease.Want{Scope: read, TTL: time.Second - 1}, lease.Grant{}, "credential_ttl"},
 		{"no time", nil, lease.Want{Scope: read}, lease.Grant{}, "credential_ttl"},
-		{"revocability that is there", func(m *minter.JWT) { m.Introspects = true }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "introspect"},
+		{"revocability that is there", func(m *minter.JWT) { m.Checks = minter.CheckIntrospection }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "introspect"},
 			lease.Grant{TTL: time.Minute, Revocability: "introspect", Precision: "coarse"}, ""},
 		{"revocability that is not", nil, lease.Want{Scope: read, TTL: time.Minute, Revocability: "introspect"}, lease.Grant{}, "credential_revocability"},
-		{"instant", func(m *minter.JWT) { m.Introspects = true }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "instant"}, lease.Grant{}, "credential_revocability"},
+		{"a status list", func(m *minter.JWT) { m.Checks = minter.CheckStatusList }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "status"},
+			lease.Grant{TTL: time.Minute, Revocability: "status", Precision: "coarse"}, ""},
+		{"more than a status list", func(m *minter.JWT) { m.Checks = minter.CheckStatusList }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "introspect"}, lease.Grant{}, "credential_revocability"},
+		{"more than a status list needs", func(m *minter.JWT) { m.Checks = minter.CheckIntrospection }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "status"},
+			lease.Grant{TTL: time.Minute, Revocability: "introspect", Precision: "coarse"}, ""},
+		{"instant", func(m *minter.JWT) { m.Checks = minter.CheckIntrospection }, lease.Want{Scope: read, TTL: time.Minute, Revocability: "instant"}, lease.Grant{}, "credential_revocability"},
 		{"precision that is there", func(m *minter.JWT) { m.EnforcesDetails = true }, lease.Want{Scope: read, TTL: time.Minute, Precision: "exact"},
 			lease.Grant{TTL: time.Minute, Revocability: "expiry", Precision: "exact"}, ""},
 		{"precision that is not", nil, lease.Want{Scope: read, TTL: time.Minute, Precision: "exact"}, lease.Grant{}, "credential_precision"},
@@ -93,7 +105,7 @@ func TestPlan(t *testing.T) {
 			}
 			continue
 		}
-		c.grant.Minter, c.grant.Kind, c.grant.Scope = "crm", "jwt", map[string]any{"scopes": []string{"crm.read"}}
+		c.grant.Minter, c.grant.Kind, c.grant.Scope, c.grant.Renewable = "crm", "jwt", map[string]any{"scopes": []string{"crm.read"}}, true
 		if d := cmp.Diff(c.grant, got); d != "" || refusal != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", c.name, refusal, d)
 		}
@@ -132,7 +144,13 @@ func mint(t *testing.T, m *minter.JWT, l lease.Lease, act intent.Act) string {
 func TestClaimsAreExactlyThese(t *testing.T) {
 	t.Parallel()
 	l, act := granted(time.Unix(1_700_000_000, 900e6))
-	token := mint(t, newMinter(newKeys(t)), l, act)
+	s := openStoreAt(t, filepath.Join(t.TempDir(), "writ.db"), func() time.Time { return l.CreatedAt.Add(7 * time.Second) })
+	defer func() { _ = s.Close() }()
+	keys, err := minter.LoadKeys(t.Context(), s, es256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := mint(t, newMinter(keys), l, act) // renewed: its lease is older
 	raw, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +165,7 @@ func TestClaimsAreExactlyThese(t *testing.T) {
 	want := map[string]any{
 		"iss": issuer, "aud": audience, "sub": "https://idp.example#alice",
 		"sub_id": map[string]any{"format": "iss_sub", "iss": "https://idp.example", "sub": "alice"},
-		"act":    agent, "client_id": "crm-agent", "iat": json.Number("1700000000"), "exp": json.Number("1700000060"),
+		"act":    agent, "client_id": "crm-agent", "iat": json.Number("1700000007"), "exp": json.Number("1700000060"),
 		"jti": "lea_1", "sid": "ses_1", "scope": "crm.read crm.write",
 		"authorization_details": []any{map[string]any{
 			"type": "writ_intent", "actions": []any{"crm.opportunity.update"}, "identifier": "crm",
@@ -216,7 +234,7 @@ func TestKeyStaysAcrossRestarts(t *testing.T) {
 	load := func() *minter.Keys {
 		s := openStore(t, path)
 		defer func() { _ = s.Close() }()
-		k, err := minter.LoadKeys(t.Context(), s)
+		k, err := minter.LoadKeys(t.Context(), s, es256)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -252,6 +270,34 @@ func TestMintFromAStoredLease(t *testing.T) {
 	l.Scope = map[string]any{}
 	if _, err := m.Mint(t.Context(), lease.Order{Lease: l, Act: act}); err == nil {
 		t.Error("minted without scopes")
+	}
+}
+
+func TestEdDSA(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "writ.db"))
+	defer func() { _ = s.Close() }()
+	keys, err := minter.LoadKeys(t.Context(), s, minter.Rotation{Algorithm: "EdDSA"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, act := granted(time.Now())
+	token := mint(t, newMinter(keys), l, act)
+	key := keys.JWKS().Keys[0]
+	if key.Algorithm != "EdDSA" || !key.IsPublic() {
+		t.Errorf("published %+v", key)
+	}
+	v := oidc.NewVerifier(issuer, &oidc.StaticKeySet{PublicKeys: []crypto.PublicKey{key.Key}}, &oidc.Config{
+		ClientID: audience, SupportedSigningAlgs: []string{"EdDSA"},
+	})
+	if _, err := v.Verify(t.Context(), token); err != nil {
+		t.Error(err)
+	}
+	if _, id, ok := keys.Claims(token, audience); !ok || id != l.ID {
+		t.Error("its own token is refused")
+	}
+	if _, err := minter.LoadKeys(t.Context(), s, minter.Rotation{Algorithm: "HS256"}); err == nil {
+		t.Error("a key for an algorithm that is none of ours")
 	}
 }
 

@@ -11,12 +11,14 @@ import (
 	"github.com/writsec/writ/internal/telemetry"
 )
 
-func newMinters(cfg config.Config, keys *minter.Keys) map[string]lease.Minter {
+func newMinters(cfg config.Config, keys *minter.Keys, status *minter.StatusLists) map[string]lease.Minter {
 	out := map[string]lease.Minter{}
 	for name, m := range cfg.Minters {
-		out[name] = &minter.JWT{
-			Name: name, Issuer: cfg.ExternalURL, Audience: m.Audience, Scopes: m.Scopes, MaxTTL: m.MaxTTL,
-			EnforcesDetails: m.EnforcesDetails, Introspects: m.Introspects, Keys: keys,
+		if j := m.JWT; j != nil {
+			out[name] = &minter.JWT{
+				Name: name, Issuer: cfg.ExternalURL, Audience: j.Audience, Scopes: j.Scopes, MaxTTL: m.MaxTTL,
+				EnforcesDetails: j.EnforcesDetails, Checks: minter.Checks(j.Checks), Keys: keys, Status: status,
+			}
 		}
 	}
 	return out

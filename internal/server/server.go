@@ -92,7 +92,11 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	if s.identity, err = newIdentity(ctx, cfg, s.store, log); err != nil {
 		return nil, err
 	}
-	keys, err := minter.LoadKeys(ctx, s.store)
+	keys, err := minter.LoadKeys(ctx, s.store, RotationOf(cfg))
+	if err != nil {
+		return nil, err
+	}
+	status, err := newStatusLists(ctx, cfg, s.store, keys)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +115,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	})
 	uses := &lease.Uses{Store: sqlstore.For[audit.Tx](s.store), Logger: log}
 	revoker := &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics}
-	minters := newMinters(cfg, keys)
+	minters := newMinters(cfg, keys, status)
 	work := newLeaseWork(minters, s.store, metrics, log)
 	settings := session.Settings{
 		DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge, Idle: cfg.Sessions.Idle, Window: cfg.Sessions.Window,
@@ -131,7 +135,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Sessions:  &session.Manager{Store: sqlstore.For[session.Tx](s.store), Settings: settings},
 		Approvals: approvals,
 		Revoker:   revoker,
-		Keys:      keys, Leases: sqlstore.For[lease.Tx](s.store), Uses: uses, Services: services,
+		Keys:      keys, Status: status, Leases: sqlstore.For[lease.Tx](s.store), Uses: uses, Services: services,
 		Evidence: sqlstore.For[httpapi.EvidenceTx](s.store), Search: sqlstore.For[httpapi.SearchTx](s.store),
 		Policy: s.policy, Now: s.store.Now,
 		ExternalURL: cfg.ExternalURL, BehindProxy: cfg.BehindProxy, ProxyClientCert: cfg.ProxyClientCert, MaxWait: cfg.Approvals.MaxWait,

@@ -203,27 +203,32 @@ func (s *Store) ListKeys(ctx context.Context) (out []Key, err error) {
 	return out, err
 }
 
-// Rotate adds a key that takes over after active, and retires those before it at a
-// time after that: what they signed must have ended by then. retire zero: never.
-func (s *Store) Rotate(ctx context.Context, k Key, active, retire time.Duration) (Key, error) {
-	err := s.Update(ctx, func(tx *Tx) error {
+// AddSigningKey implements minter.KeyStore.
+func (s *Store) AddSigningKey(
+	ctx context.Context, k minter.StoredKey, due func([]minter.StoredKey, time.Time) (active, retire time.Time, ok bool),
+) error {
+	return s.Update(ctx, func(tx *Tx) error {
 		if err := tx.alone(ctx, KeysTopic); err != nil {
 			return err
 		}
-		k.ActiveAt = tx.now.Add(active)
-		if retire > 0 {
-			if err := tx.retire(ctx, k.Purpose, k.ActiveAt.Add(retire)); err != nil {
-				return err
-			}
+		believed, err := tx.signingKeys(ctx)
+		if err != nil {
+			return err
 		}
-		if err := tx.InsertKey(ctx, k); err != nil {
+		active, retire, ok := due(believed, tx.now)
+		if !ok {
+			return nil
+		}
+		if err := tx.retire(ctx, SigningKey, retire); err != nil {
+			return err
+		}
+		next := Key{ID: k.ID, Purpose: SigningKey, ActiveAt: active, Private: k.PKCS8}
+		if err := tx.InsertKey(ctx, next); err != nil {
 			return err
 		}
 		tx.Notify(KeysTopic)
-		return recordKey(ctx, tx, k)
+		return recordKey(ctx, tx, next, retire)
 	})
-	k.Private = nil
-	return k, err
 }
 
 // RotateCheckpointKey adds a key that signs the heads of the log from now on, beside
@@ -241,14 +246,15 @@ func (s *Store) RotateCheckpointKey(ctx context.Context, overlap time.Duration) 
 		if signer, verifier, err = audit.NewCheckpointKey(head.Origin); err != nil {
 			return err
 		}
-		if err := tx.retire(ctx, CheckpointKey, tx.now.Add(overlap)); err != nil {
+		until := tx.now.Add(overlap)
+		if err := tx.retire(ctx, CheckpointKey, until); err != nil {
 			return err
 		}
 		if err := tx.AddCheckpointKey(ctx, signer, verifier); err != nil {
 			return err
 		}
 		tx.Notify(KeysTopic)
-		return recordKey(ctx, tx, Key{ID: verifier, Purpose: CheckpointKey, ActiveAt: tx.now})
+		return recordKey(ctx, tx, Key{ID: verifier, Purpose: CheckpointKey, ActiveAt: tx.now}, until)
 	})
 	return verifier, err
 }
@@ -275,7 +281,7 @@ func (s *Store) RotateDataKey(ctx context.Context, root RootKey) error {
 			return err
 		}
 		tx.Notify(KeysTopic)
-		return recordKey(ctx, tx, Key{Purpose: DataKey, ActiveAt: active})
+		return recordKey(ctx, tx, Key{Purpose: DataKey, ActiveAt: active}, time.Time{})
 	})
 }
 
@@ -307,8 +313,13 @@ func (s *Store) Rewrap(ctx context.Context, old, next RootKey) error {
 	})
 }
 
-func recordKey(ctx context.Context, tx *Tx, k Key) error {
+// recordKey records a key that was added. retire is until when those before it are
+// believed, where that ends.
+func recordKey(ctx context.Context, tx *Tx, k Key, retire time.Time) error {
 	detail := map[string]any{"purpose": k.Purpose, "active_at": k.ActiveAt}
+	if !retire.IsZero() {
+		detail["others_until"] = retire
+	}
 	if k.ID != "" {
 		detail["key"] = k.ID
 	}
@@ -334,19 +345,18 @@ func (s *Store) RefreshDataKeys(ctx context.Context, root RootKey) error {
 // SigningKeys implements minter.KeyStore.
 func (s *Store) SigningKeys(ctx context.Context) (out []minter.StoredKey, err error) {
 	err = s.View(ctx, func(tx *Tx) error {
-		keys, err := tx.Keys(ctx, SigningKey)
-		out = nil
-		for _, k := range keys {
-			out = append(out, minter.StoredKey{ID: k.ID, PKCS8: k.Private, ActiveAt: k.ActiveAt})
-		}
+		out, err = tx.signingKeys(ctx)
 		return err
 	})
 	return out, err
 }
 
-// FirstSigningKey implements minter.KeyStore.
-func (s *Store) FirstSigningKey(ctx context.Context, k minter.StoredKey) error {
-	return s.firstKey(ctx, Key{ID: k.ID, Purpose: SigningKey, Private: k.PKCS8})
+func (t *Tx) signingKeys(ctx context.Context) (out []minter.StoredKey, err error) {
+	keys, err := t.Keys(ctx, SigningKey)
+	for _, k := range keys {
+		out = append(out, minter.StoredKey{ID: k.ID, PKCS8: k.Private, ActiveAt: k.ActiveAt})
+	}
+	return out, err
 }
 
 // DigestKey returns the key of the digests of hidden values, and makes it the first

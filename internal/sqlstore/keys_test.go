@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/writsec/writ/internal/approval"
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/minter"
@@ -29,7 +32,8 @@ func (f *fixture) second(change func(*Config)) (*Store, error) {
 
 func TestSigningKeysRotateTogether(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		a, err := minter.LoadKeys(f.ctx, f.Store)
+		r := minter.Rotation{Algorithm: "ES256", Every: 24 * time.Hour, Life: 40 * time.Minute}
+		a, err := minter.LoadKeys(f.ctx, f.Store, r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,20 +41,13 @@ func TestSigningKeysRotateTogether(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := minter.LoadKeys(f.ctx, other)
+		b, err := minter.LoadKeys(f.ctx, other, r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		first := a.JWKS().Keys
 		if len(first) != 1 || b.JWKS().Keys[0].KeyID != first[0].KeyID {
 			t.Fatalf("two replicas made a key each")
-		}
-		next, err := minter.NewKey()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.Rotate(f.ctx, Key{ID: next.ID, Purpose: SigningKey, Private: next.PKCS8}, time.Minute, time.Hour); err != nil {
-			t.Fatal(err)
 		}
 		signs := func(k *minter.Keys) string {
 			t.Helper()
@@ -59,19 +56,142 @@ func TestSigningKeysRotateTogether(t *testing.T) {
 			}
 			return k.Signer()
 		}
+		// By the clock: one of the two makes the next key, and both know it in time.
+		f.clock.Add(24*time.Hour - minter.KeyLead - time.Second)
+		if signs(a); len(a.JWKS().Keys) != 1 {
+			t.Error("the next key is made too early")
+		}
+		f.clock.Add(time.Second)
+		if signs(a) != first[0].KeyID || signs(b) != first[0].KeyID || len(a.JWKS().Keys) != 2 || len(b.JWKS().Keys) != 2 {
+			t.Errorf("%d and %d keys are published ahead", len(a.JWKS().Keys), len(b.JWKS().Keys))
+		}
+		byClock := a.JWKS().Keys[1].KeyID
+		f.clock.Add(minter.KeyLead)
+		if signs(a) != byClock || signs(b) != byClock || len(b.JWKS().Keys) != 2 {
+			t.Error("the next key does not sign")
+		}
+		f.clock.Add(time.Hour) // the first is over
+		signs(a)
+
+		// By hand.
+		next, _, err := minter.Rotate(f.ctx, other, r, false)
+		if err != nil {
+			t.Fatal(err)
+		}
 		// Published at once, used once everyone must have seen it, then the old one is
 		// believed for as long as its tokens live.
 		for _, c := range []struct {
 			after time.Duration
 			signs string
 			known int
-		}{{0, first[0].KeyID, 2}, {59 * time.Second, first[0].KeyID, 2}, {time.Second, next.ID, 2}, {59 * time.Minute, next.ID, 2}, {time.Minute, next.ID, 1}} {
+		}{{0, byClock, 2}, {minter.KeyLead - time.Second, byClock, 2}, {time.Second, next.ID, 2}, {50*time.Minute - time.Second, next.ID, 2}, {time.Second, next.ID, 1}} {
 			f.clock.Add(c.after)
 			for name, k := range map[string]*minter.Keys{"this": a, "the other": b} {
 				if got := signs(k); got != c.signs || len(k.JWKS().Keys) != c.known {
 					t.Errorf("after %v more, %s replica signs with %s and knows %d keys", c.after, name, got, len(k.JWKS().Keys))
 				}
 			}
+		}
+	})
+}
+
+// Replicas that see at once that a key is due make one, not one each.
+func TestOneReplicaMakesTheNextKey(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		r := minter.Rotation{Algorithm: "ES256", Every: time.Hour, Life: time.Hour}
+		var replicas []*minter.Keys
+		for range 4 {
+			s := f.Store
+			if len(replicas) > 0 {
+				var err error
+				if s, err = f.second(nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			k, err := minter.LoadKeys(f.ctx, s, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			replicas = append(replicas, k)
+		}
+		f.clock.Add(time.Hour)
+		var g errgroup.Group
+		for _, k := range replicas {
+			g.Go(func() error { return k.Refresh(f.ctx) })
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		for i, k := range replicas {
+			if len(k.JWKS().Keys) != 2 || k.JWKS().Keys[1].KeyID != replicas[0].JWKS().Keys[1].KeyID {
+				t.Errorf("replica %d publishes %d keys", i, len(k.JWKS().Keys))
+			}
+		}
+	})
+}
+
+// Another algorithm is for new keys. A replica that still wants the one of before does
+// not take it back while it runs.
+func TestAnotherAlgorithm(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		before, err := minter.LoadKeys(f.ctx, f.Store, minter.Rotation{Algorithm: "ES256", Life: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := f.second(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		after, err := minter.LoadKeys(f.ctx, other, minter.Rotation{Algorithm: "EdDSA", Life: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		algorithms := func(k *minter.Keys) (out []string) {
+			t.Helper()
+			if err := k.Refresh(f.ctx); err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range k.JWKS().Keys {
+				out = append(out, key.Algorithm)
+			}
+			return out
+		}
+		for _, k := range []*minter.Keys{before, after} {
+			if d := cmp.Diff([]string{"ES256", "EdDSA"}, algorithms(k)); d != "" || k.Signer() != before.JWKS().Keys[0].KeyID {
+				t.Errorf("signs with %s, publishes %s", k.Signer(), d)
+			}
+		}
+		f.clock.Add(minter.KeyLead)
+		for _, k := range []*minter.Keys{before, after} {
+			if algorithms(k); k.Signer() != after.JWKS().Keys[1].KeyID {
+				t.Error("the key of the new algorithm does not sign")
+			}
+		}
+		f.clock.Add(time.Hour + minter.KeyLead)
+		if d := cmp.Diff([]string{"EdDSA"}, algorithms(before)); d != "" {
+			t.Error(d)
+		}
+	})
+}
+
+// A key in wrong hands is out of the published set at once, and so is what was to follow
+// it, which may have been seen too.
+func TestCompromisedKey(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		r := minter.Rotation{Algorithm: "ES256", Life: time.Hour}
+		k, err := minter.LoadKeys(f.ctx, f.Store, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := minter.Rotate(f.ctx, f.Store, r, false); err != nil {
+			t.Fatal(err)
+		}
+		fresh, until, err := minter.Rotate(f.ctx, f.Store, r, true)
+		if err != nil || !until.Equal(f.Now()) || fresh.PKCS8 != nil {
+			t.Fatal(until, err)
+		}
+		if err := k.Refresh(f.ctx); err != nil || k.Signer() != fresh.ID || len(k.JWKS().Keys) != 1 {
+			t.Errorf("signs with %s, publishes %d keys (%v)", k.Signer(), len(k.JWKS().Keys), err)
 		}
 	})
 }

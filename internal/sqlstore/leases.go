@@ -77,7 +77,7 @@ func (t *Tx) admit(ctx context.Context, l lease.Lease, since time.Time, limits l
 	for i := range quotas {
 		q := &quotas[i]
 		if q.limit > 0 {
-			fmt.Fprintf(&query, `, (SELECT count(*) FROM (SELECT 1 FROM leases WHERE %s LIMIT %d) AS some)`, q.where, q.limit)
+			fmt.Fprintf(&query, `, (SELECT count(*) FROM (SELECT 1 FROM leases WHERE %s LIMIT %d) AS part)`, q.where, q.limit)
 			dest = append(dest, &q.n)
 		}
 	}
@@ -187,6 +187,12 @@ func (t *Tx) EndLeases(ctx context.Context, s lease.Selection, e lease.End, limi
 
 // ClaimLeases implements lease.WorkTx.
 func (t *Tx) ClaimLeases(ctx context.Context, minter, claim string, lapse time.Duration, limit int) ([]lease.Lease, error) {
+	const due = ` FROM leases WHERE state = 'revoking' AND ending = 'target' AND minter = $1 AND due_at <= $2`
+	attempts, there, err := found(one(ctx, t, "look for due leases", func(r scanner) (n int, err error) { return n, r.Scan(&n) },
+		`SELECT attempts`+due+` ORDER BY urgency, attempts LIMIT 1`, minter, micros(t.now)))
+	if err != nil || !there {
+		return nil, err
+	}
 	return some(ctx, t, "claim leases", func(r scanner) (lease.Lease, error) {
 		var sealed []byte
 		l, err := scanLease(scanMore{r, &sealed})
@@ -196,11 +202,9 @@ func (t *Tx) ClaimLeases(ctx context.Context, minter, claim string, lapse time.D
 		recall, err := t.seal.open(sealed, recallColumn, l.ID)
 		l.Recall = string(recall)
 		return l, err
-	}, `WITH part AS MATERIALIZED (
-		  SELECT id FROM leases WHERE state = 'revoking' AND ending = 'target' AND minter = $3 AND due_at <= $4
-		  ORDER BY urgency DESC, due_at LIMIT $5`+t.claimed()+`)
-		UPDATE leases SET claim = $1, due_at = $2 WHERE id IN (SELECT id FROM part) RETURNING `+leaseColumns+`, recall_sealed`,
-		claim, micros(t.now.Add(lapse)), minter, micros(t.now), limit)
+	}, `WITH part AS MATERIALIZED (SELECT id`+due+` AND attempts = $3 ORDER BY urgency, due_at LIMIT $4`+t.claimed()+`)
+		UPDATE leases SET claim = $5, due_at = $6 WHERE id IN (SELECT id FROM part) RETURNING `+leaseColumns+`, recall_sealed`,
+		minter, micros(t.now), attempts, max(1, limit>>min(2*attempts, 30)), claim, micros(t.now.Add(lapse)))
 }
 
 // GoneLeases implements lease.WorkTx.
@@ -220,8 +224,9 @@ func (t *Tx) PostponeLease(ctx context.Context, claim, id string, until time.Tim
 }
 
 // DropClaim implements lease.WorkTx.
-func (t *Tx) DropClaim(ctx context.Context, claim string) error {
-	return t.insert(ctx, "drop claim", `UPDATE leases SET due_at = $1, claim = '' WHERE claim = $2 AND claim <> ''`, micros(t.now), claim)
+func (t *Tx) DropClaim(ctx context.Context, claim, failure string) error {
+	return t.insert(ctx, "drop claim", `UPDATE leases SET due_at = $1, attempts = attempts + $2, last_error = $3, claim = ''
+		WHERE claim = $4 AND claim <> ''`, micros(t.now), flag(failure != ""), failure, claim)
 }
 
 // PassLeases implements lease.WorkTx.

@@ -496,7 +496,7 @@ func TestStoreThatGoesBack(t *testing.T) {
 				return tx.PutHead(f.ctx, old)
 			})
 		}
-		keys, err := minter.LoadKeys(f.ctx, f.Store)
+		keys, err := minter.LoadKeys(f.ctx, f.Store, minter.Rotation{Algorithm: "ES256"})
 		if err != nil {
 			t.Fatal(err)
 		}

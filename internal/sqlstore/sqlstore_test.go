@@ -892,7 +892,7 @@ func TestSealedColumns(t *testing.T) {
 		a := f.approval(f.session(), "h")
 		a.AuthReqID, a.Answer = "auth-req-id-7391", []byte("answer-7391")
 		f.in(func(tx *Tx) error { return tx.UpdateApproval(f.ctx, &a) })
-		keys, err := minter.LoadKeys(f.ctx, f.Store)
+		keys, err := minter.LoadKeys(f.ctx, f.Store, minter.Rotation{Algorithm: "ES256"})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,7 +20,7 @@ func TestUpgrade(t *testing.T) {
 	if err := f.raw().Exec(`DROP TABLE goose_db_version`); err != nil {
 		t.Fatal(err)
 	}
-	for _, table := range []string{"audit", "leases", "approvals", "decisions", "replays", "sessions", "keys", "log_entries", "log_tiles", "log_head", "inputs", "signouts", "spent", "sign_ins", "reservations", "scopes", "revocations", "orphans"} {
+	for _, table := range []string{"audit", "leases", "approvals", "decisions", "replays", "sessions", "keys", "log_entries", "log_tiles", "log_head", "inputs", "signouts", "spent", "sign_ins", "reservations", "scopes", "revocations", "orphans", "status_entries", "status_places"} {
 		if err := f.raw().Exec(`DROP TABLE ` + table); err != nil {
 			t.Fatal(err)
 		}

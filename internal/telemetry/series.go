@@ -34,7 +34,7 @@ func (m *Metrics) begin() {
 	}
 	for _, kind := range []string{"jwt", "postgres", "oauth"} {
 		for _, event := range []string{
-			"minted", "mint_failed", "reissued", "renewed", "released", "expired", "session_ended", "operator", "gone", "unmake_failed",
+			"minted", "mint_failed", "reissued", "renewed", "released", "expired", "session_ended", "operator", "revoked_by_service", "gone", "unmake_failed",
 		} {
 			m.Leases.WithLabelValues(kind, event)
 		}

@@ -88,7 +88,7 @@ func start(b *testing.B, change func(dir string, c *config.Config)) *world {
 		Issuer: issuer, SpeaksFor: []config.Principal{config.User, config.Agent}, Audience: audience,
 		Algorithms: []string{"ES256"}, JWKSFile: filepath.Join(dir, "jwks.json"),
 	}}
-	c.Minters = map[string]config.Minter{"crm": {Kind: "jwt", Audience: "urn:crm:api", Scopes: []string{"crm:read", "crm:write"}, MaxTTL: 5 * time.Minute}}
+	c.Minters = map[string]config.Minter{"crm": {MaxTTL: 5 * time.Minute, JWT: &config.JWTMinter{Audience: "urn:crm:api", Scopes: []string{"crm:read", "crm:write"}}}}
 	change(dir, &c)
 	ctx, stop := context.WithCancel(context.Background())
 	s, err := server.New(ctx, c, false, slog.New(slog.DiscardHandler))

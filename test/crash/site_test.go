@@ -102,7 +102,7 @@ func (s *site) add(name string, settings ...string) *replica {
 		"audit: {copies: {every: 100ms, file: " + r.copies + "}}",
 		"issuers: [{issuer: '" + s.is.url + "', speaks_for: [user, agent], audience: '" + audience + "', algorithms: [ES256], jwks_file: jwks.json,",
 		"  ciba: {client_id: " + cibaClient + ", client_secret_file: ciba.secret, binding_message: {max_length: 200, charset: text}}}]",
-		"minters: {crm: {kind: jwt, audience: 'urn:crm:api', scopes: [crm:read], max_ttl: 5m}}",
+		"minters: {crm: {max_ttl: 5m, jwt: {audience: 'urn:crm:api', scopes: [crm:read]}}}",
 	}, settings...), "\n"))
 	s.replicas = append(s.replicas, r)
 	s.t.Cleanup(func() {

@@ -134,7 +134,8 @@ func install(t testing.TB, p *idp.IdP, changes ...func(settings)) *writ {
 	} {
 		w.write(name+".secret", secretOf(name)+"\n")
 		minters[name] = map[string]any{
-			"kind": "jwt", "audience": audience(name), "scopes": scopes, "max_ttl": "5m", "introspects": true, "enforces_details": true,
+			"max_ttl": "5m",
+			"jwt":     map[string]any{"audience": audience(name), "scopes": scopes, "checks": "introspection", "enforces_details": true},
 		}
 		services = append(services, map[string]any{"id": name + "-api", "secret_file": name + ".secret", "audience": audience(name)})
 	}

@@ -50,9 +50,9 @@ issuers:
       client_secret_file: ciba.secret
 minters:
   crm:
-    kind: jwt
-    audience: urn:crm:api
-    scopes: [crm:read]
+    jwt:
+      audience: urn:crm:api
+      scopes: [crm:read]
 services:
   - id: crm-api
     secret_file: crm.secret
@@ -79,7 +79,7 @@ services:
 		"no algorithm":        {"algorithms: [RS256]", "algorithms: [none]", 13, "expected one of RS256"},
 		"unknown principal":   {"[user, agent]", "[user, robot]", 11, "expected user, agent, operator or service"},
 		"credentials for Writ": {
-			"    audience: urn:crm:api\n    scopes", "    audience: http://127.0.0.1:20001\n    scopes", 20, "must never be good for Writ",
+			"      audience: urn:crm:api\n      scopes", "      audience: http://127.0.0.1:20001\n      scopes", 20, "must never be good for Writ",
 		},
 		"not YAML": {"policy:\n", "policy\n", 6, ""},
 	} {

@@ -8,7 +8,7 @@ ALTER TABLE leases ADD COLUMN ending TEXT NOT NULL DEFAULT 'word';      -- how i
 ALTER TABLE leases ADD COLUMN mint_deadline BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE leases ADD COLUMN gone_at BIGINT NOT NULL DEFAULT 0;        -- when its end was seen
 ALTER TABLE leases ADD COLUMN revocation TEXT NOT NULL DEFAULT '';      -- that ended it
-ALTER TABLE leases ADD COLUMN urgency BIGINT NOT NULL DEFAULT 0;        -- of unmaking it
+ALTER TABLE leases ADD COLUMN urgency BIGINT NOT NULL DEFAULT 0;        -- of unmaking it; the least goes first
 ALTER TABLE leases ADD COLUMN due_at BIGINT NOT NULL DEFAULT 0;         -- when to unmake it, or to try again
 ALTER TABLE leases ADD COLUMN claim TEXT NOT NULL DEFAULT '';           -- of who is unmaking it
 ALTER TABLE leases ADD COLUMN attempts BIGINT NOT NULL DEFAULT 0;
@@ -28,7 +28,7 @@ CREATE INDEX leases_user ON leases (user_subject, user_issuer) WHERE ended_at = 
 CREATE INDEX leases_agent ON leases (agent_subject, agent_issuer) WHERE ended_at = 0;
 CREATE INDEX leases_intent ON leases (mint_deadline) WHERE state = 'intent';
 CREATE INDEX leases_minter ON leases (minter) WHERE gone_at = 0;
-CREATE INDEX leases_unmake ON leases (minter, urgency, due_at) WHERE state = 'revoking';
+CREATE INDEX leases_unmake ON leases (minter, urgency, attempts, due_at) WHERE state = 'revoking';
 CREATE INDEX leases_pass ON leases (expires_at) WHERE state = 'revoking' AND ending = 'expiry';
 CREATE INDEX leases_claim ON leases (claim) WHERE claim <> '';
 CREATE INDEX leases_revocation ON leases (revocation, state) WHERE revocation <> '';
