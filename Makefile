@@ -79,11 +79,11 @@ go-test: ## go test -race on SQLite and a real PostgreSQL, end-to-end tests incl
 chaos: ## kill replicas and PostgreSQL under load, some 200 times, and look for what is lost
 	WRIT_CHAOS=full go test -count=1 -timeout 50m -run TestChaos -v ./test/crash
 
-# The store's tests on each PostgreSQL that Writ supports.
+# What speaks to PostgreSQL, on each version that Writ supports.
 .PHONY: postgres-test
-postgres-test: ## the store's tests on PostgreSQL 16, 17 and 18
+postgres-test: ## the tests of the store and of the postgres minter on PostgreSQL 16, 17 and 18
 	@for v in 16 17 18; do echo "PostgreSQL $$v"; \
-	  go run ./test/postgres/run -version $$v -- go test -count=1 -race ./internal/sqlstore || exit 1; done
+	  go run ./test/postgres/run -version $$v -- go test -count=1 -race ./internal/sqlstore ./internal/minter || exit 1; done
 
 .PHONY: bench
 bench: ## latency and throughput of /decide on both engines

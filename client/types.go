@@ -75,7 +75,7 @@ type Credential struct {
 	Revocability string            `json:"revocability"` // instant, introspect, status or expiry
 	Precision    string            `json:"precision"`    // exact or coarse
 	Scope        json.RawMessage   `json:"scope"`
-	Secret       map[string]string `json:"secret"` // by kind; jwt: token, token_type
+	Secret       map[string]string `json:"secret"` // by kind; jwt, oauth: token, token_type
 }
 
 // Approval is a human answer that is awaited or given.

@@ -20,14 +20,15 @@ import (
 )
 
 type cli struct {
-	Serve   serveCmd   `cmd:"" help:"Run Writ."`
-	Dev     devCmd     `cmd:"" help:"Run Writ with an embedded OpenID provider on loopback, to try it out."`
-	Demo    demoCmd    `cmd:"" help:"Play the whole story on this machine and exit."`
-	Policy  policyCmd  `cmd:"" help:"Try policies on earlier decisions."`
-	Keys    keysCmd    `cmd:"" help:"List and rotate keys."`
-	Audit   auditCmd   `cmd:"" help:"Show, export, prove and archive the log."`
-	Lease   leaseCmd   `cmd:"" help:"List leases, and revoke them whatever else is broken."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Serve    serveCmd    `cmd:"" help:"Run Writ."`
+	Dev      devCmd      `cmd:"" help:"Run Writ with an embedded OpenID provider on loopback, to try it out."`
+	Demo     demoCmd     `cmd:"" help:"Play the whole story on this machine and exit."`
+	Policy   policyCmd   `cmd:"" help:"Try policies on earlier decisions."`
+	Keys     keysCmd     `cmd:"" help:"List and rotate keys."`
+	Postgres postgresCmd `cmd:"" help:"Prepare and examine the databases that postgres minters work on."`
+	Audit    auditCmd    `cmd:"" help:"Show, export, prove and archive the log."`
+	Lease    leaseCmd    `cmd:"" help:"List leases, and revoke them whatever else is broken."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 
 // exitUsage is for what the caller can mend: flags and configuration.

@@ -28,7 +28,7 @@ var signatureAlgorithms = jws.Algorithms
 var minterName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
 
 // minterKinds are the blocks that a minter can have.
-var minterKinds = []string{"jwt"}
+var minterKinds = []string{"jwt", "oauth", "postgres"}
 
 // fill resolves file names against dir and sets the defaults that follow from
 // other values.
@@ -69,8 +69,19 @@ func (c *Config) fill(dir string) {
 			abs(&s.ClientSecretFile)
 		}
 	}
+	for _, m := range c.Minters {
+		if m.Postgres != nil {
+			abs(&m.Postgres.PasswordFile)
+			abs(&m.Postgres.CAFile)
+		}
+	}
 	for i := range c.Services {
 		abs(&c.Services[i].SecretFile)
+	}
+	for _, m := range c.Minters {
+		if m.OAuth != nil {
+			m.OAuth.fill(abs, c.ExternalURL)
+		}
 	}
 }
 
@@ -459,6 +470,12 @@ func (c *Config) checkMinter(fail failFunc, name string, m Minter) {
 	fail.count(key+".max_active", m.MaxActive)
 	if m.JWT != nil {
 		c.checkJWT(fail, key+".jwt.", *m.JWT)
+	}
+	if m.OAuth != nil {
+		c.checkOAuth(fail, key+".oauth.", m)
+	}
+	if m.Postgres != nil {
+		m.Postgres.check(fail, key+".postgres.", m.MaxTTL)
 	}
 }
 

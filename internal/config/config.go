@@ -254,12 +254,22 @@ type Minter struct {
 	MaxActive int `yaml:"max_active"`
 	// JWT makes access tokens that Writ signs.
 	JWT *JWTMinter `yaml:"jwt"`
+	// OAuth gets tokens of a target's own authorization server.
+	OAuth *OAuth `yaml:"oauth"`
+	// Postgres makes roles of a database.
+	Postgres *Postgres `yaml:"postgres"`
 }
 
 // kinds lists the blocks that stand.
 func (m Minter) kinds() (set []string) {
 	if m.JWT != nil {
 		set = append(set, "jwt")
+	}
+	if m.OAuth != nil {
+		set = append(set, "oauth")
+	}
+	if m.Postgres != nil {
+		set = append(set, "postgres")
 	}
 	return set
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -327,8 +328,8 @@ func TestErrors(t *testing.T) {
 		{"CIBA message too short", "      client_id: writ\n", "      client_id: writ\n      binding_message: {max_length: 3}\n", "writ.yaml:13: issuers[0].ciba.binding_message.max_length: is 3, expected 4 to 1000"},
 		{"CIBA message too long", "      client_id: writ\n", "      client_id: writ\n      binding_message: {max_length: 1001}\n", "writ.yaml:13: issuers[0].ciba.binding_message.max_length: is 1001, expected 4 to 1000"},
 		{"CIBA without timeout", "      client_id: writ\n", "      client_id: writ\n      timeout: 0s\n", "writ.yaml:13: issuers[0].ciba.timeout: is 0s, expected more than zero"},
-		{"minter of no kind", "    jwt:\n      audience: https://crm.example\n", "    max_ttl: 1m\n", "writ.yaml:16: minters.crm: says not what it makes, expected one of the blocks jwt"},
-		{"minter as of before", "    jwt:\n", "    kind: jwt\n    jwt:\n", "writ.yaml:16: minters.crm.kind: unknown key, expected one of: jwt, max_active, max_ttl"},
+		{"minter of no kind", "    jwt:\n      audience: https://crm.example\n", "    max_ttl: 1m\n", "writ.yaml:16: minters.crm: says not what it makes, expected one of the blocks jwt, oauth, postgres"},
+		{"minter as of before", "    jwt:\n", "    kind: jwt\n    jwt:\n", "writ.yaml:16: minters.crm.kind: unknown key, expected one of: jwt, max_active, max_ttl, oauth, postgres"},
 		{"minter without audience", "    jwt:\n      audience: https://crm.example\n", "    jwt: {}\n", "writ.yaml:16: minters.crm.jwt.audience: is missing"},
 		{"minter for Writ", "audience: https://crm.example\nservices", "audience: https://writ.example/\nservices", "writ.yaml:17: minters.crm.jwt.audience: is Writ itself; a minted token must never be good for Writ"},
 		{"minter for Writ under its other name", "    audience: https://writ.example\n", "    audience: https://crm.example\n", "writ.yaml:17: minters.crm.jwt.audience: is Writ itself; a minted token must never be good for Writ"},
@@ -435,7 +436,11 @@ func TestExample(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Good as a root key, and as any secret.
-		if err := os.WriteFile(path, []byte(base64.StdEncoding.EncodeToString(make([]byte, 32))), 0o600); err != nil {
+		content := base64.StdEncoding.EncodeToString(make([]byte, 32))
+		if strings.HasSuffix(path, "-key.pem") {
+			content = privateKey(t)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -501,8 +506,8 @@ func absent(key string, typ reflect.Type, tree any) (missing []string) {
 	case reflect.Map:
 		m, _ := tree.(map[string]any)
 		var list []any
-		for _, v := range m {
-			list = append(list, v)
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			list = append(list, m[k])
 		}
 		return absent(key, reflect.SliceOf(typ.Elem()), list)
 	case reflect.Struct:

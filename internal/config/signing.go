@@ -24,10 +24,13 @@ func (s Signing) check(fail failFunc) {
 	}
 }
 
-// LongestLife is the longest that a credential of any minter can live.
+// LongestLife is the longest that anything that Writ signs for a minter can live.
 func (c Config) LongestLife() (most time.Duration) {
 	for _, m := range c.Minters {
 		most = max(most, m.MaxTTL)
+		if m.OAuth != nil && m.OAuth.Assertion != nil {
+			most = max(most, m.OAuth.Assertion.TTL)
+		}
 	}
 	return most
 }

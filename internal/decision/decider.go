@@ -375,13 +375,15 @@ func (d *Decider) rule(ctx context.Context, req Request, caller identity.Caller,
 			return r.deny("credential_minter", "Policy names a minter that is not configured: "+c.Minter), nil
 		}
 		grant, refusal := minter.Plan(lease.Want{
-			Scope: c.Scope, TTL: time.Duration(c.TTL), Revocability: c.Revocability, Precision: c.Precision,
+			User: s.user.Ref, Scope: c.Scope, TTL: min(time.Duration(c.TTL), s.session.EndsAt.Sub(s.now)), Revocability: c.Revocability, Precision: c.Precision,
 			SubjectToken: caller.UserToken() != "",
 		})
 		if refusal != nil {
 			return r.deny(refusal.Code, refusal.Message), nil
 		}
-		grant.Cnf = confirmation(caller)
+		if grant.Binds {
+			grant.Cnf = confirmation(caller)
+		}
 		r.grant = &grant
 	}
 	if req.widen != nil {
@@ -582,7 +584,9 @@ func (d *Decider) replay(ctx context.Context, s situation, caller identity.Calle
 			return fault.New(fault.LeaseEnded, "the credential of this decision has ended; ask again with a new Idempotency-Key")
 		}
 		next = old
-		next.Cnf = confirmation(caller) // the key may be another by now, and is the agent's
+		if next.Binds { // the key may be another by now, and is the agent's
+			next.Cnf = confirmation(caller)
+		}
 		next.ID = id.New(id.Lease)
 		next = next.Fresh(now)
 		if _, err := lease.EndOne(ctx, tx, old, lease.End{Reason: lease.EndReissued}); err != nil {

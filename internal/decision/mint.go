@@ -48,9 +48,11 @@ func (d *Decider) make(ctx context.Context, o lease.Order) (lease.Made, error) {
 	begun, breaker := time.Now(), d.cfg.Breakers[o.Lease.Minter]
 	made, err := minter.Mint(ctx, o)
 	d.cfg.Metrics.MintSeconds.WithLabelValues(o.Lease.Kind).Observe(time.Since(begun).Seconds())
-	if err == nil {
+	switch {
+	case err == nil:
 		breaker.Succeed()
-	} else if !errors.Is(context.Cause(ctx), context.Canceled) { // the caller's leaving is no fault of the target's
+	case errors.Is(err, lease.ErrDeclined), errors.Is(context.Cause(ctx), context.Canceled): // or the caller left
+	default:
 		breaker.Fail()
 	}
 	return made, err

@@ -124,6 +124,7 @@ func New(cfg Config) chi.Router {
 		r.Delete("/leases/{id}", a.handle(a.releaseLease))
 		r.Get("/.well-known/jwks.json", a.handle(a.jwks))
 		r.Get("/.well-known/oauth-authorization-server", a.handle(a.metadata))
+		r.Get("/.well-known/openid-configuration", a.handle(a.openIDMetadata))
 		r.Get("/openapi.yaml", a.handle(a.openapi))
 	})
 	r.Group(func(r chi.Router) { // pages for people

@@ -155,6 +155,10 @@ func TestPublicDocuments(t *testing.T) {
 	if meta.str("issuer") != w.dev.URL {
 		t.Errorf("metadata: %s", meta.raw)
 	}
+	openID := call{method: "GET", path: "/.well-known/openid-configuration"}.send(t)
+	if openID.str("issuer") != w.dev.URL || openID.str("jwks_uri") != meta.str("jwks_uri") {
+		t.Errorf("OpenID metadata: %s", openID.raw)
+	}
 	if doc := (call{method: "GET", path: "/openapi.yaml"}).send(t); string(doc.raw) != string(httpapi.OpenAPI) {
 		t.Error("another document is served")
 	}

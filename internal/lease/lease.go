@@ -201,7 +201,7 @@ func Renew(ctx context.Context, tx Tx, l, fresh Lease, since time.Time) (Lease, 
 	if err := admit(ctx, tx, l, since, Limits{}); err != nil {
 		return l, err
 	}
-	l.MintDeadline, l.Cnf = fresh.MintDeadline, fresh.Cnf
+	l.CreatedAt, l.MintDeadline, l.Cnf = fresh.CreatedAt, fresh.MintDeadline, fresh.Cnf
 	if fresh.ExpiresAt.After(l.ExpiresAt) {
 		l.ExpiresAt = fresh.ExpiresAt
 	}

@@ -2,12 +2,14 @@ package lease
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"time"
 
 	"github.com/writsec/writ/internal/dpop"
+	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/intent"
 )
 
@@ -22,6 +24,8 @@ type Grant struct {
 	// Cnf is the key that the caller proved to hold; the credential is bound to it where
 	// its kind can be (RFC 7800). nil for none.
 	Cnf *dpop.Confirmation `json:"cnf,omitempty"`
+	// Binds says that the credential can be bound to the caller's key.
+	Binds bool `json:"binds,omitempty"`
 	// Outside says that the credential exists at a target, and ends only when it was seen
 	// to have ended there. Otherwise Writ signs it by itself.
 	Outside bool `json:"outside,omitempty"`
@@ -52,6 +56,8 @@ type Want struct {
 	Precision    string // the least; "" any
 	// SubjectToken says that the request brings its user's token.
 	SubjectToken bool
+	// User is whom it is for; zero where the caller does not say.
+	User identity.Ref
 }
 
 // Refusal is why a minter will not make what policy wants: the reason of a deny.
@@ -63,9 +69,13 @@ type Minter interface {
 	// touches nothing.
 	Plan(w Want) (Grant, *Refusal)
 	// Mint makes the credential of a lease that is committed. It may have been made even
-	// if an error is returned.
+	// if an error is returned. ErrDeclined says that the target is well.
 	Mint(ctx context.Context, o Order) (Made, error)
 }
+
+// ErrDeclined is of a target that is well and makes no such credential, so that others
+// may go on asking it.
+var ErrDeclined = errors.New("declined")
 
 // Order is what a minter is to make.
 type Order struct {

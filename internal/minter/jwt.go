@@ -60,7 +60,7 @@ func (c Checks) revocability() string {
 func (m *JWT) Plan(w lease.Want) (lease.Grant, *lease.Refusal) {
 	g := lease.Grant{
 		Minter: m.Name, Kind: JWTKind, TTL: min(w.TTL, m.MaxTTL),
-		Revocability: m.Checks.revocability(), Precision: lease.PrecisionCoarse, Renewable: true,
+		Revocability: m.Checks.revocability(), Precision: lease.PrecisionCoarse, Renewable: true, Binds: true,
 	}
 	if m.EnforcesDetails {
 		g.Precision = lease.PrecisionExact

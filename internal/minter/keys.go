@@ -43,7 +43,7 @@ const (
 	KeysMaxAge = 5 * time.Minute
 	// KeyLead is how long a new key is published before it signs: longer than verifiers
 	// keep the keys, replicas take to look, and clocks differ.
-	KeyLead = 2 * KeysMaxAge
+	KeyLead = 3 * KeysMaxAge
 )
 
 // The types of what keys sign. None can pass for another (RFC 8725 §3.11).

@@ -105,7 +105,7 @@ func TestPlan(t *testing.T) {
 			}
 			continue
 		}
-		c.grant.Minter, c.grant.Kind, c.grant.Scope, c.grant.Renewable = "crm", "jwt", map[string]any{"scopes": []string{"crm.read"}}, true
+		c.grant.Minter, c.grant.Kind, c.grant.Scope, c.grant.Renewable, c.grant.Binds = "crm", "jwt", map[string]any{"scopes": []string{"crm.read"}}, true, true
 		if d := cmp.Diff(c.grant, got); d != "" || refusal != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", c.name, refusal, d)
 		}

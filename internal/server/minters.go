@@ -11,9 +11,17 @@ import (
 	"github.com/writsec/writ/internal/telemetry"
 )
 
-func newMinters(cfg config.Config, keys *minter.Keys, status *minter.StatusLists) map[string]lease.Minter {
+func newMinters(cfg config.Config, keys *minter.Keys, status *minter.StatusLists, now func() time.Time) (_ map[string]lease.Minter, err error) {
 	out := map[string]lease.Minter{}
 	for name, m := range cfg.Minters {
+		if m.OAuth != nil {
+			out[name] = newOAuth(name, m, cfg.ExternalURL, keys, now)
+		}
+		if m.Postgres != nil {
+			if out[name], err = NewPostgres(name, m); err != nil {
+				return nil, err
+			}
+		}
 		if j := m.JWT; j != nil {
 			out[name] = &minter.JWT{
 				Name: name, Issuer: cfg.ExternalURL, Audience: j.Audience, Scopes: j.Scopes, MaxTTL: m.MaxTTL,
@@ -21,7 +29,7 @@ func newMinters(cfg config.Config, keys *minter.Keys, status *minter.StatusLists
 			}
 		}
 	}
-	return out
+	return out, nil
 }
 
 // leaseWork is what goes on at the targets of minters.

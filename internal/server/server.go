@@ -53,6 +53,7 @@ type Server struct {
 	api, ops listener
 	stopping chan struct{} // closed when a stop begins
 	stuck    atomic.Bool   // entries wait too long for the log
+	targets  []func()      // close the connections to minters' targets
 }
 
 // New opens the store, loads keys and policies and binds both listeners. restored
@@ -108,6 +109,15 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	if err != nil {
 		return nil, err
 	}
+	minters, err := newMinters(cfg, keys, status, s.store.Now)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range minters {
+		if c, ok := m.(interface{ Close() }); ok {
+			s.targets = append(s.targets, c.Close)
+		}
+	}
 
 	approvals := approval.NewEngine(approval.Config{
 		Store: sqlstore.For[approval.Tx](s.store), Providers: providers, UseWithin: cfg.Approvals.UseWithin,
@@ -115,7 +125,6 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	})
 	uses := &lease.Uses{Store: sqlstore.For[audit.Tx](s.store), Logger: log}
 	revoker := &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics}
-	minters := newMinters(cfg, keys, status)
 	work := newLeaseWork(minters, s.store, metrics, log)
 	settings := session.Settings{
 		DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge, Idle: cfg.Sessions.Idle, Window: cfg.Sessions.Window,
@@ -229,6 +238,9 @@ func (s *Server) close() {
 		if l.Listener != nil {
 			_ = l.Close() // closed already where Run served it
 		}
+	}
+	for _, closeTarget := range s.targets {
+		closeTarget()
 	}
 	if s.store != nil {
 		if err := s.store.Close(); err != nil {

@@ -84,7 +84,7 @@ func TestSigningKeysRotateTogether(t *testing.T) {
 			after time.Duration
 			signs string
 			known int
-		}{{0, byClock, 2}, {minter.KeyLead - time.Second, byClock, 2}, {time.Second, next.ID, 2}, {50*time.Minute - time.Second, next.ID, 2}, {time.Second, next.ID, 1}} {
+		}{{0, byClock, 2}, {minter.KeyLead - time.Second, byClock, 2}, {time.Second, next.ID, 2}, {r.Life + minter.KeyLead - time.Second, next.ID, 2}, {time.Second, next.ID, 1}} {
 			f.clock.Add(c.after)
 			for name, k := range map[string]*minter.Keys{"this": a, "the other": b} {
 				if got := signs(k); got != c.signs || len(k.JWKS().Keys) != c.known {

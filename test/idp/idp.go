@@ -28,7 +28,8 @@ const (
 	SalesAgent   = "sales-agent"
 	HRAgent      = "hr-agent"
 	FinanceAgent = "finance-agent"
-	Writ         = "writ" // Writ as a relying party: code flow and CIBA
+	Writ         = "writ"     // Writ as a relying party: code flow and CIBA
+	WritKey      = "writ-key" // Writ by private_key_jwt, with [Exchange.JWKS]
 )
 
 // DefaultResource is the audience of access tokens unless [Config.Resource]
@@ -80,6 +81,19 @@ type Config struct {
 	AuthorizationDetailsTypes []string
 	// Ping makes the client Writ a ping client.
 	Ping *Ping
+	// Exchange lets the client Writ exchange users' tokens.
+	Exchange *Exchange
+}
+
+// Exchange is what the access tokens of users can be exchanged for (RFC 8693): opaque
+// ones, which the provider revokes and introspects.
+type Exchange struct {
+	Audience string `json:"audience"`
+	Scope    string `json:"scope"` // at most
+	TTL      int    `json:"ttl"`   // seconds
+	// JWKS are Writ's public keys, any JSON. With them there is the client
+	// [WritKey], and an actor_token can be shown.
+	JWKS any `json:"jwks,omitempty"`
 }
 
 // User is a person at the provider, known as login_hint by the name or as
@@ -221,6 +235,7 @@ func (p *IdP) settings() map[string]any {
 	set("default_user", c.DefaultUser, c.DefaultUser != "")
 	set("authorization_details_types", c.AuthorizationDetailsTypes, c.AuthorizationDetailsTypes != nil)
 	set("ping", c.Ping, c.Ping != nil)
+	set("exchange", c.Exchange, c.Exchange != nil)
 	return s
 }
 

@@ -17,8 +17,11 @@ import { Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
+import { createLocalJWKSet, jwtVerify } from 'jose'; // of oidc-provider
 import { Provider, errors } from 'oidc-provider';
 
+const EXCHANGE = 'urn:ietf:params:oauth:grant-type:token-exchange';
+const TOKEN_TYPE = 'urn:ietf:params:oauth:token-type:';
 const CIBA = 'urn:openid:params:grant-type:ciba';
 
 // CIBA Core §7.3: a client that was told no interval has to assume this one.
@@ -56,6 +59,11 @@ const config = readConfig({
   // {endpoint, ca}: makes the client "writ" a ping client. The endpoint has to
   // be https, so the PEM certificates to trust come along.
   ping: null,
+  // {audience, scope, ttl, jwks}: lets the client "writ" exchange the users' access
+  // tokens (RFC 8693) for opaque ones of that audience, at most of that scope. jwks are
+  // Writ's public keys: with them there is the client "writ-key" as well, which
+  // authenticates by private_key_jwt, and an actor_token can be shown.
+  exchange: null,
 });
 
 const users = {
@@ -231,10 +239,21 @@ function clientMetadata() {
       ...common,
       client_id: id,
       client_secret: secret,
-      grant_types: ['authorization_code', CIBA],
+      grant_types: ['authorization_code', CIBA, ...(config.exchange ? [EXCHANGE] : [])],
       backchannel_token_delivery_mode: config.ping ? 'ping' : 'poll',
       ...(config.ping ? { backchannel_client_notification_endpoint: config.ping.endpoint } : {}),
       backchannel_user_code_parameter: true,
+    });
+  }
+  if (config.exchange?.jwks) {
+    list.push({
+      ...common,
+      client_id: 'writ-key',
+      token_endpoint_auth_method: 'private_key_jwt',
+      jwks: config.exchange.jwks,
+      redirect_uris: [],
+      response_types: [],
+      grant_types: [EXCHANGE],
     });
   }
   return list;
@@ -260,7 +279,8 @@ function providerConfig(keys) {
     findAccount: (_ctx, id) => (Object.hasOwn(users, id)
       ? { accountId: id, claims: () => ({ sub: id, ...claimsOf(id) }) }
       : undefined),
-    extraTokenClaims: (_ctx, token) => (token.accountId ? claimsOf(token.accountId) : undefined),
+    extraTokenClaims: (ctx, token) => (token.accountId
+      ? { ...claimsOf(token.accountId), ...(actors.has(ctx) ? { act: actors.get(ctx) } : {}) } : undefined),
     interactions: { url: (_ctx, interaction) => `/interaction/${interaction.uid}` },
     ttl: {
       AccessToken: config.token_ttl,
@@ -357,6 +377,71 @@ async function pingFetch(url, { method, headers, body }) {
     req.on('timeout', () => req.destroy(new Error('ping timed out')));
     req.end(body);
   });
+}
+
+// ---------------------------------------------------------------- exchange
+
+// actors are who acts, by the request that shows it.
+const actors = new WeakMap();
+
+// publicHalf keeps what a verifier may know of a JWK.
+const publicHalf = ({ kty, kid, alg, use, n, e, crv, x, y }) => JSON.parse(JSON.stringify({ kty, kid, alg, use, n, e, crv, x, y }));
+
+// addExchange registers the grant of RFC 8693, which oidc-provider leaves to its
+// users. It has authenticated the client by then.
+function addExchange(provider, keys) {
+  const { audience, scope, ttl = 60, jwks } = config.exchange;
+  const own = createLocalJWKSet({ keys: keys.map(publicHalf) });
+
+  async function verified(token, set, options) {
+    try {
+      return (await jwtVerify(token, set, options)).payload;
+    } catch {
+      throw new errors.InvalidGrant('a token is not valid');
+    }
+  }
+
+  async function exchange(ctx) {
+    const { client, params } = ctx.oidc;
+    if (params.subject_token_type !== `${TOKEN_TYPE}access_token`) throw new errors.InvalidRequest('subject_token_type is not supported');
+    if (params.requested_token_type && params.requested_token_type !== `${TOKEN_TYPE}access_token`) {
+      throw new errors.InvalidRequest('requested_token_type is not supported');
+    }
+    if (!params.subject_token || !params.actor_token !== !params.actor_token_type) throw new errors.InvalidRequest('a token or its type is missing');
+    const subject = await verified(params.subject_token, own, {
+      issuer: provider.issuer, audience: config.resource, typ: 'at+jwt', algorithms: [config.signing_alg],
+    });
+    if (!Object.hasOwn(users, subject.sub)) throw new errors.InvalidGrant('the subject is no user');
+    if (params.actor_token) {
+      if (!jwks || params.actor_token_type !== `${TOKEN_TYPE}jwt`) throw new errors.InvalidRequest('actor_token is not supported');
+      const { iss, sub } = await verified(params.actor_token, createLocalJWKSet(jwks), { audience: provider.issuer, maxTokenAge: '5 minutes' });
+      actors.set(ctx, { iss, sub });
+    }
+    if (params.audience !== audience) throw new errors.InvalidTarget();
+    const asked = (params.scope ?? scope).split(' ');
+    if (!asked.every((s) => scope.split(' ').includes(s))) throw new errors.InvalidScope('more than can be had', params.scope);
+
+    const token = new provider.AccessToken({
+      client,
+      accountId: subject.sub,
+      gty: EXCHANGE,
+      scope: asked.join(' '),
+      expiresIn: ttl,
+      resourceServer: new provider.ResourceServer(audience, { audience, scope, accessTokenFormat: 'opaque' }),
+    });
+    ctx.oidc.entity('AccessToken', token);
+    ctx.body = {
+      access_token: await token.save(),
+      issued_token_type: `${TOKEN_TYPE}access_token`,
+      token_type: token.tokenType,
+      expires_in: token.expiration,
+      scope: token.scope,
+    };
+  }
+
+  provider.registerGrantType(EXCHANGE, exchange, [
+    'subject_token', 'subject_token_type', 'actor_token', 'actor_token_type', 'requested_token_type', 'audience', 'scope',
+  ]);
 }
 
 // ---------------------------------------------------------------- prompts
@@ -748,6 +833,7 @@ try {
   control = await listen(controlServer, config.control_port, controlHandlerReady);
 
   const provider = new Provider(issuer, providerConfig(keys));
+  if (config.exchange) addExchange(provider, keys);
   provider.use(signIn);
   provider.use(observe);
   provider.on('server_error', (_ctx, err) => console.error(err));
