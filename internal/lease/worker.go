@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/telemetry"
@@ -253,7 +255,15 @@ func backoff(failures int, most time.Duration) time.Duration {
 
 const maxFailure = 300 // bytes of an error that are kept
 
+// clipped is an error as it can be kept and shown: targets choose the words, and text
+// that a store refuses must not keep what became of a lease from being recorded.
 func clipped(err error) string {
 	s := err.Error()
-	return s[:min(len(s), maxFailure)]
+	s = strings.ToValidUTF8(s[:min(len(s), maxFailure)], "")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }

@@ -19,11 +19,11 @@ func (t *Tx) KnownLeases(ctx context.Context, ids []string) (map[string]lease.Le
 	return out, err
 }
 
-// Orphans implements lease.SurveyTx.
+// Orphans implements lease.SurveyTx; "" is every minter.
 func (t *Tx) Orphans(ctx context.Context, minter string) ([]lease.Orphan, error) {
 	return some(ctx, t, "list orphans", func(r scanner) (o lease.Orphan, err error) {
 		return o, r.Scan(&o.Minter, &o.Name, timeOf(&o.SeenAt), timeOf(&o.DisarmedAt))
-	}, `SELECT minter, name, seen_at, disarmed_at FROM orphans WHERE minter = $1 ORDER BY name`+t.kept(), minter)
+	}, `SELECT minter, name, seen_at, disarmed_at FROM orphans WHERE minter = $1 OR $1 = '' ORDER BY minter, name`+t.kept(), minter)
 }
 
 // PutOrphan implements lease.SurveyTx.
