@@ -2,15 +2,18 @@ package sqlstore
 
 import (
 	"context"
+	"fmt"
+	"time"
 
 	"github.com/writsec/writ/internal/lease"
 )
 
 // KnownLeases implements lease.SurveyTx.
-func (t *Tx) KnownLeases(ctx context.Context, ids []string) (map[string]lease.Lease, error) {
+func (t *Tx) KnownLeases(ctx context.Context, ids []string, at time.Time) (map[string]lease.Lease, error) {
 	out := map[string]lease.Lease{}
 	_, err := eachPart(ids, func(in string, args []any) ([]string, error) {
-		part, err := some(ctx, t, "read known leases", scanLease, `SELECT `+leaseColumns+` FROM leases WHERE gone_at = 0 AND id IN (`+in+`)`, args...)
+		part, err := some(ctx, t, "read known leases", scanLease, fmt.Sprintf(`SELECT `+leaseColumns+` FROM leases
+			WHERE (gone_at = 0 OR gone_at > $%d) AND id IN (%s)`, len(args)+1, in), append(args, micros(at))...)
 		for _, l := range part {
 			out[l.ID] = l
 		}
