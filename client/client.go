@@ -220,7 +220,27 @@ func (c *Client) EndSession(ctx context.Context, id string) (*Session, error) {
 	return s, c.call(ctx, http.MethodDelete, "/sessions/"+url.PathEscape(id), nil, nil, s)
 }
 
-// Release gives a credential back: it is revoked at once.
+// Lease returns a lease of the agent's own, without its secret.
+func (c *Client) Lease(ctx context.Context, id string) (*Lease, error) {
+	l := new(Lease)
+	return l, c.call(ctx, http.MethodGet, "/leases/"+url.PathEscape(id), nil, nil, l)
+}
+
+// Renew asks again about the act of a lease and, on an allow, makes its credential good
+// for longer; the answer has it. The request repeats the act; the session is that of the
+// lease, and what a person approved can't be renewed. It is not repeated where a
+// connection fails: the credential is good for as long as it was, at least.
+func (c *Client) Renew(ctx context.Context, lease string, r Request) (*Decision, error) {
+	r.Session, r.Approval = "", ""
+	d := new(Decision)
+	if err := c.call(ctx, http.MethodPost, "/leases/"+url.PathEscape(lease)+"/renew", nil, r, d); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Release gives a credential back: it is over at once, and "revoked" once its end was
+// seen at its target. Until then it is "revoking".
 func (c *Client) Release(ctx context.Context, lease string) (*Lease, error) {
 	l := new(Lease)
 	return l, c.call(ctx, http.MethodDelete, "/leases/"+url.PathEscape(lease), nil, nil, l)

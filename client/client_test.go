@@ -73,9 +73,20 @@ func TestClient(t *testing.T) {
 	if got.Effect != client.Allow || got.Credential == nil || got.Credential.Secret["token"] == "" {
 		t.Fatalf("decided %+v", got)
 	}
-	l, err := alice.Release(ctx, got.Credential.Lease)
-	if err != nil || l.EndReason != "released" || l.EndedAt.IsZero() {
+	l, err := alice.Lease(ctx, got.Credential.Lease)
+	if err != nil || l.State != "active" || l.Session != s.ID || l.Decision != got.ID || l.Kind != "jwt" || !l.EndedAt.IsZero() || !l.ExpiresAt.Equal(got.Credential.ExpiresAt) {
+		t.Errorf("lease %+v, %v", l, err)
+	}
+	again, err := alice.Renew(ctx, l.ID, client.Request{Session: s.ID, Approval: "ignored", Intent: read, Resource: opp})
+	if err != nil || again.Effect != client.Allow || again.Credential.Lease != l.ID || again.Credential.Secret["token"] == "" {
+		t.Errorf("renewed %+v, %v", again, err)
+	}
+	if l, err = alice.Release(ctx, l.ID); err != nil || l.State != "revoked" || l.EndReason != "released" || l.EndedAt.IsZero() || !l.GoneAt.Equal(l.EndedAt) {
 		t.Errorf("released %+v, %v", l, err)
+	}
+	_, err = alice.Renew(ctx, l.ID, client.Request{Intent: read, Resource: opp})
+	if p, ok := errors.AsType[*client.Error](err); !ok || p.Code != "lease_ended" {
+		t.Errorf("renewed what was released: %v", err)
 	}
 	if s, err = alice.EndSession(ctx, s.ID); err != nil || s.Status != "ended" {
 		t.Errorf("ended %+v, %v", s, err)

@@ -168,7 +168,14 @@ type Ref struct {
 // Lease is the life of a credential.
 type Lease struct {
 	ID        string    `json:"lease"`
-	State     string    `json:"state"`
-	EndedAt   time.Time `json:"ended_at"`
+	State     string    `json:"state"` // intent, active, revoking or revoked
+	Session   string    `json:"session"`
+	Decision  string    `json:"decision_id"`
+	Kind      string    `json:"kind"`
+	ExpiresAt time.Time `json:"expires_at"`
+	EndedAt   time.Time `json:"ended_at"` // zero until it ends
 	EndReason string    `json:"end_reason"`
+	GoneAt    time.Time `json:"gone_at"` // when its end was seen; zero until then
+	// StuckSince is since when its end should have been seen; zero while that is no alarm.
+	StuckSince time.Time `json:"stuck_since"`
 }

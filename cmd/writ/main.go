@@ -27,6 +27,7 @@ type cli struct {
 	Keys     keysCmd     `cmd:"" help:"List and rotate keys."`
 	Postgres postgresCmd `cmd:"" help:"Prepare and examine the databases that postgres minters work on."`
 	Audit    auditCmd    `cmd:"" help:"Show, export, prove and archive the log."`
+	Lease    leaseCmd    `cmd:"" help:"List leases, and revoke them whatever else is broken."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 

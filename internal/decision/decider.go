@@ -579,8 +579,14 @@ func (d *Decider) replay(ctx context.Context, s situation, caller identity.Calle
 			return err
 		}
 		_, minter := d.cfg.Minters[old.Minter]
-		again := minter && (old.Alive(now) || old.EndReason == lease.EndMintFailed && now.Before(old.ExpiresAt))
-		if !again || !alive.Alive(now) {
+		// An intent is of a request that is gone, or goes away with this.
+		unmade := old.State == lease.Intent || old.EndReason == lease.EndMintFailed
+		again := minter && (old.Alive(now) || unmade && now.Before(old.ExpiresAt))
+		revoked, err := tx.RevokedSince(ctx, old)
+		if err != nil {
+			return err
+		}
+		if !again || revoked || !alive.Alive(now) {
 			return fault.New(fault.LeaseEnded, "the credential of this decision has ended; ask again with a new Idempotency-Key")
 		}
 		next = old

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"time"
 
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/identity"
@@ -117,7 +118,10 @@ func (d *Decider) mintAgain(ctx context.Context, answer Answer, o lease.Order) (
 	made, err := d.make(ctx, o)
 	if err != nil {
 		d.cfg.Metrics.Leases.WithLabelValues(l.Kind, "mint_failed").Inc()
-		return Answer{}, mintFailed(err)
+		return Answer{}, &fault.Error{
+			Code: fault.MintFailed, Detail: "allowed, but the credential could not be made good for longer; it is as good as it was, and the lease lives longer",
+			RetryAfter: time.Second, Err: err,
+		}
 	}
 	// It may have ended meanwhile; then the target has refused, or unmakes this too.
 	err = d.cfg.Store.View(ctx, func(tx Tx) error {

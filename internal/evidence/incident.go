@@ -127,7 +127,7 @@ type Ask struct {
 // WriteIncident writes one JSON document: all entries about a subject and all
 // others of its sessions, each with its proof, and what the decisions were made on.
 func WriteIncident(ctx context.Context, store Store, w io.Writer, a Ask) (IncidentHeader, error) {
-	i := incident{ctx: ctx, store: store, out: w}
+	i := incident{ctx: ctx, store: store, out: w, acts: map[int64]audit.Entry{}}
 	err := i.find(a)
 	if err == nil {
 		err = i.write(a)
@@ -146,6 +146,7 @@ type incident struct {
 	header  IncidentHeader
 	indexes []int64
 	stored  tiles
+	acts    map[int64]audit.Entry // of operators, about uses of the kill switch
 }
 
 // find fixes the checkpoint and lists the entries under it.
@@ -165,8 +166,11 @@ func (i *incident) find(a Ask) error {
 	if err != nil || i.header.To == 0 {
 		return err
 	}
+	if err := i.findActs(); err != nil {
+		return err
+	}
 	found, sessions := map[int64]bool{}, map[string]bool{}
-	collect := func(tx Tx, list []audit.Sequenced) error {
+	collect := func(_ Tx, list []audit.Sequenced) error {
 		for _, s := range list {
 			found[s.Index] = true
 			e, err := audit.ParseRecord(s.Record)
@@ -174,8 +178,10 @@ func (i *incident) find(a Ask) error {
 				continue // for the verification to report
 			}
 			sessions[e.Session] = true
-			if err := i.kill(tx, s.Index, e, found); err != nil {
-				return err
+			for index, act := range i.acts {
+				if ordered(act, e) {
+					found[index] = true
+				}
 			}
 		}
 		return nil
@@ -196,30 +202,42 @@ func (i *incident) find(a Ask) error {
 	return nil
 }
 
-// nearby bounds the search for an operator's entry after those of what it ended.
-const nearby = 10_000
-
-// kill finds the entry of an operator's act that ended what e says.
-func (i *incident) kill(tx Tx, index int64, e audit.Entry, found map[int64]bool) error {
-	if e.Operator.IsZero() || e.Kind == audit.OperatorRevoked {
-		return nil
-	}
-	list, err := tx.LogEntries(i.ctx, audit.Query{
-		From: index, To: min(index+nearby, i.header.To), Kind: audit.OperatorRevoked, Limit: 1,
-	})
-	if err != nil || len(list) == 0 {
-		return err
-	}
-	if act, err := audit.ParseRecord(list[0].Record); err == nil && ordered(act, e) {
-		found[list[0].Index] = true
+// findActs reads all that operators revoked: that is never much.
+func (i *incident) findActs() error {
+	for _, kind := range []audit.Kind{audit.OperatorRevoked, audit.RevocationGone, audit.RevocationLifted} {
+		q := audit.Query{From: i.header.From, To: i.header.To, Kind: kind}
+		err := each(i.ctx, i.store, q, func(_ Tx, list []audit.Sequenced) error {
+			for _, s := range list {
+				if e, err := audit.ParseRecord(s.Record); err == nil { // else it is for the verification to report
+					i.acts[s.Index] = e
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// ordered reports whether an operator's act caused an entry: both are of one
-// transaction.
+// ordered reports whether an operator's act caused an entry.
 func ordered(act, e audit.Entry) bool {
-	return act.Kind == audit.OperatorRevoked && act.Operator == e.Operator && act.At.Equal(e.At)
+	return isAct(act) && cause(act) != "" && cause(act) == cause(e)
+}
+
+// isAct says that an entry is about a use of the kill switch.
+func isAct(e audit.Entry) bool {
+	return e.Kind == audit.OperatorRevoked || e.Kind == audit.RevocationGone || e.Kind == audit.RevocationLifted
+}
+
+// cause is what an entry and the operator's act that caused it have in common, "" for
+// none: the revocation; in logs of before they had names, the transaction.
+func cause(e audit.Entry) string {
+	if named := detail(e, "revocation"); named != "" || e.Operator.IsZero() {
+		return named
+	}
+	return fmt.Sprint(e.At.UnixMicro(), " ", e.Operator)
 }
 
 // write streams the document.

@@ -118,6 +118,43 @@ func (w *world) incident(about Subject) []byte {
 	return b.Bytes()
 }
 
+// The kill switch has an entry of its own, before those of what it ends.
+func TestIncidentHasTheKillSwitch(t *testing.T) {
+	t.Parallel()
+	w := story(t)
+	alice, bot, olga := identity.Ref{Issuer: "https://idp.example", ID: "alice"}, identity.Ref{Issuer: "https://idp.example", ID: "bot"}, identity.Ref{Issuer: "https://ops.example", ID: "olga"}
+	revoked := func(id string) audit.Entry {
+		return audit.Entry{Kind: audit.OperatorRevoked, Operator: olga, Detail: map[string]any{"revocation": id, "scope": "all", "reason": "drill", "frozen": true}}
+	}
+	first := w.head().Size
+	w.add(revoked("rev_1"), revoked("rev_2"))
+	w.now = w.now.Add(time.Second)
+	w.add(
+		audit.Entry{Kind: audit.LeaseRevoking, Session: "ses_k", Lease: "lea_k", User: alice, Agent: bot, Operator: olga, Detail: map[string]any{"reason": "operator", "revocation": "rev_1"}},
+		audit.Entry{Kind: audit.LeaseRevoked, Session: "ses_k", Lease: "lea_k", User: alice, Agent: bot, Detail: map[string]any{"reason": "operator", "revocation": "rev_1"}},
+		audit.Entry{Kind: audit.RevocationGone, Operator: olga, Detail: map[string]any{"revocation": "rev_1", "scope": "all", "leases": 1}},
+		audit.Entry{Kind: audit.RevocationLifted, Operator: olga, Detail: map[string]any{"revocation": "rev_1", "scope": "all"}},
+		audit.Entry{Kind: audit.RevocationGone, Operator: olga, Detail: map[string]any{"revocation": "rev_2", "scope": "all", "leases": 0}},
+	)
+	text := w.incident(Subject{Session: "ses_k"})
+	out, err := VerifyIncident(bytes.NewReader(text), w.keys())
+	if err != nil || len(out.Problems) > 0 {
+		t.Fatalf("%+v %v", out, err)
+	}
+	want := []int64{first, first + 2, first + 3, first + 4, first + 5}
+	var i Incident
+	if err := json.Unmarshal(text, &i); err != nil {
+		t.Fatal(err)
+	}
+	var got []int64
+	for _, e := range i.Entries {
+		got = append(got, e.Index)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("entries %v, want %v", got, want)
+	}
+}
+
 func TestIncident(t *testing.T) {
 	t.Parallel()
 	w := story(t)

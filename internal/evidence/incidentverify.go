@@ -106,19 +106,14 @@ func unrelated(about Subject, entries map[int64]audit.Entry) (out []int64) {
 		}
 	}
 	related := func(e audit.Entry) bool { return about.matches(e) || sessions[e.Session] }
-	type act struct {
-		at int64
-		by string
-	}
-	acts := map[act]bool{}
+	causes := map[string]bool{}
 	for _, e := range entries {
-		if related(e) && !e.Operator.IsZero() {
-			acts[act{e.At.UnixMicro(), e.Operator.String()}] = true
+		if related(e) {
+			causes[cause(e)] = true
 		}
 	}
 	for index, e := range entries {
-		ended := e.Kind == audit.OperatorRevoked && acts[act{e.At.UnixMicro(), e.Operator.String()}]
-		if !related(e) && !ended {
+		if !related(e) && (!isAct(e) || cause(e) == "" || !causes[cause(e)]) {
 			out = append(out, index)
 		}
 	}

@@ -47,18 +47,27 @@ var ocsfKinds = map[audit.Kind]mapping{
 	audit.ApprovalConsumed: {ocsfUpdate, 1, 1},
 	audit.ApprovalClosed:   {ocsfDelete, 2, 2},
 
-	audit.LeaseActive:  {ocsfCreate, 1, 1},
-	audit.LeaseUsed:    {ocsfRead, 1, 1},
-	audit.LeaseRevoked: {ocsfDelete, 1, 1},
+	audit.LeaseIntent:   {ocsfCreate, 1, 99},
+	audit.LeaseActive:   {ocsfCreate, 1, 1},
+	audit.LeaseRenewed:  {ocsfUpdate, 1, 1},
+	audit.LeaseUsed:     {ocsfRead, 1, 1},
+	audit.LeaseRevoking: {ocsfDelete, 1, 99},
+	audit.LeaseRevoked:  {ocsfDelete, 1, 1},
+
+	audit.OrphanFound:    {ocsfRead, 3, 1},
+	audit.OrphanDisarmed: {ocsfUpdate, 3, 1},
+	audit.OrphanGone:     {ocsfDelete, 2, 1},
 
 	audit.ServiceRevoked: {ocsfDelete, 2, 1},
 
 	audit.PolicyActivated: {ocsfUpdate, 1, 1},
 	audit.PolicyRefused:   {ocsfUpdate, 3, 2},
 
-	audit.OperatorRevoked: {ocsfDelete, 3, 1},
-	audit.OperatorRead:    {ocsfRead, 1, 1},
-	audit.OperatorRefused: {ocsfRead, 2, 2},
+	audit.OperatorRevoked:  {ocsfDelete, 3, 1},
+	audit.RevocationGone:   {ocsfDelete, 1, 1},
+	audit.RevocationLifted: {ocsfUpdate, 3, 1},
+	audit.OperatorRead:     {ocsfRead, 1, 1},
+	audit.OperatorRefused:  {ocsfRead, 2, 2},
 
 	audit.KeyAdded:      {ocsfCreate, 2, 1},
 	audit.KeysRewrapped: {ocsfUpdate, 2, 1},

@@ -12,7 +12,6 @@ import (
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/intent"
-	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/session"
 )
 
@@ -214,23 +213,6 @@ func viewSession(s session.Session, alive bool) sessionView {
 		v.Status = "ended"
 	}
 	return v
-}
-
-func (a *API) releaseLease(w http.ResponseWriter, r *http.Request) error {
-	c, err := a.caller(r)
-	if err != nil {
-		return err
-	}
-	l, err := a.Revoker.Release(r.Context(), c, chi.URLParam(r, "id"))
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, struct {
-		Lease     string      `json:"lease"`
-		State     lease.State `json:"state"`
-		EndedAt   time.Time   `json:"ended_at"`
-		EndReason string      `json:"end_reason"`
-	}{l.ID, l.State, l.EndedAt, l.EndReason})
 }
 
 // outcomeBody is the request of POST /decisions/{id}/outcome.

@@ -141,6 +141,7 @@ func put(o obj, pointer, value string) string {
 }
 
 func TestOtherBodiesThatAreRefused(t *testing.T) {
+	const renewal = "/leases/lea_00000000000000000000000000/renew"
 	sales, operator := alice(t), olga(t)
 	long := strings.Repeat("x", 513)
 	for _, tt := range []struct {
@@ -189,6 +190,24 @@ func TestOtherBodiesThatAreRefused(t *testing.T) {
 		{"/revocations", `{"all":true,"reason":"` + strings.Repeat("ü", 501) + `"}`, "/reason", true},
 		{"/revocations", `{"all":true,"force":true}`, "/force", true},
 		{"/revocations", `{"all":true,"all":true}`, "/all", false},
+		{"/revocations", `{"minter":""}`, "/minter", true},
+		{"/revocations", `{"minter":null}`, "/minter", true},
+		{"/revocations", `{"minter":"` + strings.Repeat("x", 257) + `"}`, "/minter", true},
+		{"/revocations", `{"minter":"a\nb"}`, "/minter", false},
+		{"/revocations", `{"policy":"\u202e"}`, "/policy", false},
+		{"/revocations", `{"policy":["a"]}`, "/policy", true},
+		{"/revocations", `{"minter":"a","policy":"b"}`, "", true},
+		{"/revocations", `{"freeze":true}`, "", true},
+		{"/revocations", `{"all":true,"freeze":"yes"}`, "/freeze", true},
+		{"/revocations", `{"all":true,"freeze":null}`, "/freeze", true},
+		{"/revocations", `{"session":"ses_00000000000000000000000000","freeze":true}`, "/freeze", true},
+		{"/revocations", `{"lease":"lea_00000000000000000000000000","freeze":true}`, "/freeze", true},
+		{renewal, `{}`, "/intent/action", true},
+		{renewal, `{"intent":{"action":"a"},"resource":{"type":"t","id":"i"},"session":"ses_00000000000000000000000000"}`, "/session", true},
+		{renewal, `{"intent":{"action":"a"},"resource":{"type":"t","id":"i"},"approval":"apr_00000000000000000000000000"}`, "/approval", true},
+		{renewal, `{"intent":{"action":"a"},"resource":{"type":"t","id":"i"},"subject_token":""}`, "/subject_token", true},
+		{renewal, `{"intent":{"action":"a"},"resource":{"type":"t","id":"i"},"ttl":60}`, "/ttl", true},
+		{renewal, `{"intent":{"action":"a"},"resource":{"type":"t"}}`, "/resource/id", true},
 	} {
 		t.Run(fmt.Sprintf("%s %.60s", tt.path, tt.body), func(t *testing.T) {
 			bearer := sales
@@ -199,8 +218,8 @@ func TestOtherBodiesThatAreRefused(t *testing.T) {
 				refused(t, 400, "invalid_request", tt.at)
 		})
 	}
-	for _, path := range []string{"/sessions", "/revocations"} {
-		bearer := map[string]string{"/sessions": sales, "/revocations": operator}[path]
+	for _, path := range []string{"/sessions", "/revocations", renewal} {
+		bearer := map[string]string{"/sessions": sales, "/revocations": operator, renewal: sales}[path]
 		body := `{"task":"` + strings.Repeat("x", 64<<10) + `"}`
 		call{method: "POST", path: path, token: bearer, body: body, loose: true}.send(t).refused(t, 413, "body_too_large", "-")
 	}
@@ -356,7 +375,10 @@ func TestTokensThatAreRefused(t *testing.T) {
 					{method: "POST", path: "/sessions", body: obj{}}, {method: "GET", path: "/sessions/ses_00000000000000000000000000"},
 					{method: "DELETE", path: "/sessions/ses_00000000000000000000000000"}, {method: "GET", path: "/approvals/apr_00000000000000000000000000"},
 					{method: "DELETE", path: "/approvals/apr_00000000000000000000000000"}, {method: "DELETE", path: "/leases/lea_00000000000000000000000000"},
+					{method: "GET", path: "/leases/lea_00000000000000000000000000"},
+					{method: "POST", path: "/leases/lea_00000000000000000000000000/renew", body: read("")},
 					{method: "POST", path: "/revocations", body: obj{"all": true}},
+					{method: "POST", path: "/revocations/rev_00000000000000000000000000/lift"},
 				} {
 					c.token = bearer
 					c.send(t).refused(t, 401, "invalid_token", "-")
@@ -441,7 +463,8 @@ func TestUnknownIDs(t *testing.T) {
 		for _, c := range []call{
 			{method: "GET", path: "/sessions/ses_" + id}, {method: "DELETE", path: "/sessions/ses_" + id},
 			{method: "GET", path: "/approvals/apr_" + id}, {method: "DELETE", path: "/approvals/apr_" + id},
-			{method: "DELETE", path: "/leases/lea_" + id},
+			{method: "GET", path: "/leases/lea_" + id}, {method: "DELETE", path: "/leases/lea_" + id},
+			{method: "POST", path: "/leases/lea_" + id + "/renew", body: read("")},
 		} {
 			c.token, c.invalid = bearer, !valid
 			c.send(t).refused(t, 404, "not_found", "-")
@@ -465,7 +488,9 @@ func TestRoutesAndMethodsThatAreNot(t *testing.T) {
 		{"OPTIONS", "/v1/decide", 405, "method_not_allowed", "POST"},
 		{"POST", "/approvals/apr_00000000000000000000000000", 405, "method_not_allowed", "GET, DELETE"},
 		{"PATCH", "/sessions/ses_00000000000000000000000000", 405, "method_not_allowed", "GET, DELETE"},
-		{"GET", "/leases/lea_00000000000000000000000000", 405, "method_not_allowed", "DELETE"},
+		{"PATCH", "/leases/lea_00000000000000000000000000", 405, "method_not_allowed", "GET, DELETE"},
+		{"GET", "/leases/lea_00000000000000000000000000/renew", 405, "method_not_allowed", "POST"},
+		{"DELETE", "/revocations/rev_00000000000000000000000000", 405, "method_not_allowed", "GET"},
 		{"GET", "/introspect", 405, "method_not_allowed", "POST"},
 		{"DELETE", "/.well-known/jwks.json", 405, "method_not_allowed", "GET"},
 		{"GET", "/", 404, "not_found", ""},

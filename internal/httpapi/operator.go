@@ -8,6 +8,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/go-chi/chi/v5"
+
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/id"
@@ -23,20 +25,30 @@ import (
 // It doesn't look at whether the log is stuck, as decisions do: the entry is safe in
 // the queue, and operators are those who have to find out why.
 func (a *API) operator(r *http.Request, action string, read func(p *params)) error {
+	_, err := a.operatorAs(r, action, read)
+	return err
+}
+
+// operatorAs is operator for those who act in the operator's name.
+func (a *API) operatorAs(r *http.Request, action string, read func(p *params)) (identity.Principal, error) {
 	token, err := a.bearer(r)
 	if err != nil {
-		return err
+		return identity.Principal{}, err
 	}
 	operator, err := a.Identity.Operator(r.Context(), token)
 	if err != nil {
 		a.Metrics.TokensRefused.WithLabelValues("operator").Inc()
-		return err
+		return identity.Principal{}, err
 	}
 	p := newParams(r)
 	read(p)
 	answer, refusal := a.permit(r, operator, action, p)
 	e := audit.Entry{
-		Kind: audit.OperatorRead, Operator: operator.Ref, Detail: map[string]any{"path": r.URL.Path, "action": action},
+		Kind: audit.OperatorRead, Operator: operator.Ref,
+		Detail: map[string]any{"path": chi.RouteContext(r.Context()).RoutePattern(), "action": action},
+	}
+	if record, named := p.asked["revocation"]; named && p.err == nil {
+		e.Detail["revocation"] = record
 	}
 	if p.err == nil && len(p.form) > 0 { // only what is known: in others, some put tokens
 		e.Detail["query"] = p.form.Encode()
@@ -49,9 +61,9 @@ func (a *API) operator(r *http.Request, action string, read func(p *params)) err
 	}
 	err = a.Evidence.Update(r.Context(), func(tx EvidenceTx) error { return audit.Append(r.Context(), tx, e) })
 	if err != nil {
-		return err
+		return identity.Principal{}, err
 	}
-	return refusal
+	return operator, refusal
 }
 
 // permit returns what policy said; the error is why the request may not go on, with
@@ -167,6 +179,19 @@ func (p *params) id(name string, kind id.Kind) string {
 	if v != "" && !id.Valid(kind, v) {
 		p.fail(name, "expected an id that begins with %s_", kind)
 	}
+	return v
+}
+
+// path reads the id of a record from the path. One that can't be is as good as unknown.
+func (p *params) path(r *http.Request, name string, kind id.Kind) string {
+	v := chi.URLParam(r, "id")
+	if !id.Valid(kind, v) {
+		if p.err == nil {
+			p.err = fault.New(fault.NotFound, "no such %s", name)
+		}
+		return ""
+	}
+	p.asked[name] = v
 	return v
 }
 

@@ -197,6 +197,8 @@ var reads = map[string]string{
 	"sessions.read":         "/sessions?state=active",
 	"decisions.read":        "/decisions?effect=deny",
 	"policy.read":           "/policy",
+	"leases.read":           "/leases?state=revoking",
+	"revocations.read":      "/revocations?frozen=true",
 }
 
 const shipped = "../../policies"
@@ -387,6 +389,10 @@ reasons := [{"code": "echo", "message": substring(json.marshal([input.resource, 
 		"/audit/checkpoint":       `{}`,
 		"/sessions?state=ended":   `{"limit":50,"state":"ended"}`,
 		"/decisions?effect=allow": `{"effect":"allow","limit":50}`,
+		"/leases?stuck=true&minter=db&state=revoking&session=ses_00000000000000000000000000": `{"limit":50,"minter":"db","session":"ses_00000000000000000000000000","state":"revoking","stuck":"true"}`,
+		"/orphans?minter=db":                          `{"minter":"db"}`,
+		"/revocations?frozen=true":                    `{"frozen":"true","limit":50}`,
+		"/revocations/rev_00000000000000000000000000": `{"limit":50,"revocation":"rev_00000000000000000000000000"}`,
 		"/sessions?agent_iss=i&agent_sub=s&cursor=ses_00000000000000000000000000": `{"agent":{"iss":"i","sub":"s"},"cursor":"ses_00000000000000000000000000","limit":50}`,
 	} {
 		a := o.get(path)

@@ -6,7 +6,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/writsec/writ/internal/fault"
+	"github.com/writsec/writ/internal/id"
 	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/revocation"
 )
 
@@ -147,19 +149,15 @@ func (b *refBody) ref(pointer string) (identity.Ref, error) {
 	return identity.Ref{Issuer: b.Issuer, ID: b.Subject}, nil
 }
 
-// revocationView is a revocation, and how far it has come.
-type revocationView struct {
+// foundRevocation is a use of the kill switch.
+type foundRevocation struct {
 	ID       string       `json:"id"`
 	At       time.Time    `json:"at"`
 	Scope    scopeView    `json:"scope"`
 	Operator identity.Ref `json:"operator"`
 	Reason   string       `json:"reason"`
 	Frozen   bool         `json:"frozen"`
-	// Sessions and leases that it ended, and how many of the leases were seen to be gone.
-	Sessions   int       `json:"sessions"`
-	Leases     int       `json:"leases"`
-	Gone       int       `json:"gone"`
-	LastGoneAt time.Time `json:"last_gone_at,omitzero"`
+	Sessions int          `json:"sessions"` // that it ended
 	// EndedAt is when all had ended, GoneAt when all was seen to be gone.
 	EndedAt  time.Time     `json:"ended_at,omitzero"`
 	GoneAt   time.Time     `json:"gone_at,omitzero"`
@@ -167,28 +165,138 @@ type revocationView struct {
 	LiftedBy *identity.Ref `json:"lifted_by,omitempty"`
 }
 
+// revocationView is one, and how far it has come: how many leases it ended, and how
+// many of these were seen to be gone.
+type revocationView struct {
+	foundRevocation
+	Leases     int       `json:"leases"`
+	Gone       int       `json:"gone"`
+	LastGoneAt time.Time `json:"last_gone_at,omitzero"`
+}
+
 type scopeView struct {
-	Kind  revocation.Kind `json:"kind"`
-	ID    string          `json:"id,omitempty"`
-	Who   *identity.Ref   `json:"who,omitempty"`
-	Value string          `json:"name,omitempty"`
+	Kind revocation.Kind `json:"kind"`
+	ID   string          `json:"id,omitempty"`
+	Who  *identity.Ref   `json:"who,omitempty"`
+	Name string          `json:"name,omitempty"`
 }
 
 func viewRevocation(p revocation.Progress) revocationView {
-	v := revocationView{
-		ID: p.ID, At: p.At, Scope: scopeView{Kind: p.Scope.Kind}, Operator: p.Operator, Reason: p.Reason, Frozen: p.Frozen,
-		Sessions: p.Sessions, Leases: p.Leases, Gone: p.Gone, LastGoneAt: p.LastGoneAt, EndedAt: p.EndedAt, GoneAt: p.GoneAt, LiftedAt: p.LiftedAt,
+	return revocationView{foundRevocation: findRevocation(p.Revocation), Leases: p.Leases, Gone: p.Gone, LastGoneAt: p.LastGoneAt}
+}
+
+func findRevocation(r revocation.Revocation) foundRevocation {
+	v := foundRevocation{
+		ID: r.ID, At: r.At, Scope: scopeView{Kind: r.Scope.Kind}, Operator: r.Operator, Reason: r.Reason, Frozen: r.Frozen,
+		Sessions: r.Sessions, EndedAt: r.EndedAt, GoneAt: r.GoneAt, LiftedAt: r.LiftedAt,
 	}
-	switch p.Scope.Kind {
+	switch r.Scope.Kind {
 	case revocation.OfUser, revocation.OfAgent:
-		v.Scope.Who = &identity.Ref{Issuer: p.Scope.Issuer, ID: p.Scope.Value}
+		v.Scope.Who = &identity.Ref{Issuer: r.Scope.Issuer, ID: r.Scope.Value}
 	case revocation.OfDecision, revocation.OfSession:
-		v.Scope.ID = p.Scope.Value
+		v.Scope.ID = r.Scope.Value
 	default:
-		v.Scope.Value = p.Scope.Value
+		v.Scope.Name = r.Scope.Value
 	}
-	if !p.LiftedAt.IsZero() {
-		v.LiftedBy = &p.LiftedBy
+	if !r.LiftedAt.IsZero() {
+		v.LiftedBy = &r.LiftedBy
 	}
 	return v
+}
+
+func (a *API) searchRevocations(w http.ResponseWriter, r *http.Request) error {
+	var q revocation.Query
+	err := a.operator(r, "revocations.read", func(p *params) {
+		q.Frozen = p.oneOf("frozen", "true") != ""
+		q.Before, q.Limit = p.id("cursor", id.Revocation), p.limit(defaultFound, maxFound)
+	})
+	if err != nil {
+		return err
+	}
+	out := struct {
+		Revocations []foundRevocation `json:"revocations"`
+		// Next is the cursor of the next page; absent at the end.
+		Next string `json:"next,omitempty"`
+	}{Revocations: []foundRevocation{}}
+	err = a.Search.View(r.Context(), func(tx SearchTx) error {
+		list, err := tx.Revocations(r.Context(), q)
+		for _, v := range list {
+			out.Revocations = append(out.Revocations, findRevocation(v))
+		}
+		if len(list) == q.Limit {
+			out.Next = list[len(list)-1].ID
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// endedLease is what a revocation did to one lease.
+type endedLease struct {
+	Lease      string      `json:"lease"`
+	Minter     string      `json:"minter"`
+	State      lease.State `json:"state"`
+	EndedAt    time.Time   `json:"ended_at"`
+	GoneAt     time.Time   `json:"gone_at,omitzero"`
+	StuckSince time.Time   `json:"stuck_since,omitzero"`
+}
+
+func (a *API) getRevocation(w http.ResponseWriter, r *http.Request) error {
+	var q lease.Query
+	err := a.operator(r, "revocations.read", func(p *params) {
+		q.Revocation = p.path(r, "revocation", id.Revocation)
+		q.Before, q.Limit = p.id("cursor", id.Lease), p.limit(defaultFound, maxFound)
+	})
+	if err != nil {
+		return err
+	}
+	out := struct {
+		revocationView
+		Ended []endedLease `json:"ended_leases"`
+		// Next is the cursor of the next page; absent at the end.
+		Next string `json:"next,omitempty"`
+	}{Ended: []endedLease{}}
+	err = a.Search.View(r.Context(), func(tx SearchTx) (err error) {
+		var p revocation.Progress
+		if p.Revocation, err = tx.Revocation(r.Context(), q.Revocation); err != nil {
+			return err
+		}
+		if p.Leases, p.Gone, p.LastGoneAt, err = tx.RevokedLeases(r.Context(), q.Revocation); err != nil {
+			return err
+		}
+		out.revocationView = viewRevocation(p)
+		list, err := tx.Leases(r.Context(), q)
+		for _, l := range list {
+			out.Ended = append(out.Ended, endedLease{l.ID, l.Minter, l.State, l.EndedAt, l.GoneAt, l.StuckSince(tx.Now())})
+		}
+		if len(list) == q.Limit {
+			out.Next = list[len(list)-1].ID
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// liftRevocation lets go of what a revocation holds back. That needs policy: it opens a
+// door, where revoking shuts one.
+func (a *API) liftRevocation(w http.ResponseWriter, r *http.Request) error {
+	var revoked string
+	operator, err := a.operatorAs(r, "revocations.lift", func(p *params) { revoked = p.path(r, "revocation", id.Revocation) })
+	if err != nil {
+		return err
+	}
+	if err := a.Revoker.Lift(r.Context(), operator.Ref, revoked); err != nil {
+		return err
+	}
+	p, err := a.Revoker.Progress(r.Context(), revoked)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, viewRevocation(p))
 }

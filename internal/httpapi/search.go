@@ -8,7 +8,9 @@ import (
 	"github.com/writsec/writ/internal/decision"
 	"github.com/writsec/writ/internal/id"
 	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/policy"
+	"github.com/writsec/writ/internal/revocation"
 	"github.com/writsec/writ/internal/session"
 )
 
@@ -17,11 +19,18 @@ type SearchStore interface {
 	View(ctx context.Context, f func(SearchTx) error) error
 }
 
-// SearchTx is what searching needs of a transaction. Both lists are newest first.
+// SearchTx is what searching needs of a transaction. Lists of searches are newest first.
 type SearchTx interface {
 	Now() time.Time
 	Sessions(ctx context.Context, q session.Query) ([]session.Session, error)
 	Decisions(ctx context.Context, q decision.Query) ([]decision.Record, error)
+	Leases(ctx context.Context, q lease.Query) ([]lease.Lease, error)
+	// Orphans lists those of a minter, or of all where it is "".
+	Orphans(ctx context.Context, minter string) ([]lease.Orphan, error)
+	Revocations(ctx context.Context, q revocation.Query) ([]revocation.Revocation, error)
+	// Revocation returns fault.NotFound for an unknown id.
+	Revocation(ctx context.Context, id string) (revocation.Revocation, error)
+	RevokedLeases(ctx context.Context, id string) (total, gone int, last time.Time, err error)
 }
 
 // A session can be of some 64 KiB, so a page is small.

@@ -86,9 +86,12 @@ const StuckAfter = 30 * time.Second
 // StuckSince is since when the end at the target should have been seen; zero while
 // there is no reason for alarm.
 func (l Lease) StuckSince(now time.Time) time.Time {
-	since := l.EndedAt.Add(StuckAfter)
-	waits := l.Attempts == 0 && now.Before(l.DueAt.Add(StuckAfter)) // for its time
-	if l.State != Revoking || waits || now.Before(since) {
+	due := l.EndedAt
+	if l.Revocability == RevocableExpiry && l.ExpiresAt.After(due) {
+		due = l.ExpiresAt
+	}
+	since := due.Add(StuckAfter)
+	if l.State != Revoking || now.Before(since) {
 		return time.Time{}
 	}
 	return since
@@ -102,11 +105,16 @@ const (
 	ByWord   Ending = "word"   // Writ's word is enough: whoever uses it asks
 	ByExpiry Ending = "expiry" // nobody asks: it is gone when its time is over
 	AtTarget Ending = "target" // the target says so
+	// AtTargetThenExpiry: the target is told, for what that is worth, and it is gone when
+	// its time is over.
+	AtTargetThenExpiry Ending = "target_then_expiry"
 )
 
 // Ending is how the end of the credential is seen.
 func (g Grant) Ending() Ending {
 	switch {
+	case g.Outside && g.Revocability == RevocableExpiry:
+		return AtTargetThenExpiry
 	case g.Outside:
 		return AtTarget
 	case g.Revocability == RevocableExpiry:
@@ -134,9 +142,12 @@ type Tx interface {
 	// RecallLease keeps what unmaking a lease needs that was made after it had ended, and
 	// has it unmade (again).
 	RecallLease(ctx context.Context, id, recall string) error
-	// ExtendLease moves the end of an active lease, and its mint deadline; otherwise
-	// ErrStale.
-	ExtendLease(ctx context.Context, id string, deadline, expires time.Time) error
+	// ExtendLease stores the end, mint deadline, policy and grant of an active lease;
+	// otherwise ErrStale.
+	ExtendLease(ctx context.Context, l Lease) error
+	// RevokedSince reports whether an operator has revoked what the lease is about since
+	// it was created, whether that still holds or not.
+	RevokedSince(ctx context.Context, l Lease) (bool, error)
 	// EndLeases ends up to limit leases of the selection that have not ended, and returns
 	// them as they are then.
 	EndLeases(ctx context.Context, s Selection, e End, limit int) ([]Lease, error)
@@ -198,16 +209,17 @@ func Begin(ctx context.Context, tx Tx, l Lease, since time.Time, limits Limits) 
 // Renew moves the end of a lease to that of a fresh one for the same act. ErrStale says
 // that it has ended.
 func Renew(ctx context.Context, tx Tx, l, fresh Lease, since time.Time) (Lease, error) {
+	l.Policy, l.MintDeadline, l.Cnf = fresh.Policy, fresh.MintDeadline, fresh.Cnf
 	if err := admit(ctx, tx, l, since, Limits{}); err != nil {
 		return l, err
 	}
-	l.CreatedAt, l.MintDeadline, l.Cnf = fresh.CreatedAt, fresh.MintDeadline, fresh.Cnf
 	if fresh.ExpiresAt.After(l.ExpiresAt) {
 		l.ExpiresAt = fresh.ExpiresAt
 	}
-	if err := tx.ExtendLease(ctx, l.ID, l.MintDeadline, l.ExpiresAt); err != nil {
+	if err := tx.ExtendLease(ctx, l); err != nil {
 		return l, err
 	}
+	l.CreatedAt = fresh.CreatedAt // the credential's life is counted from now
 	return l, record(ctx, tx, audit.LeaseRenewed, l, map[string]any{"decision": fresh.Decision, "expires_at": l.ExpiresAt})
 }
 

@@ -30,7 +30,7 @@ type Grant struct {
 	// to have ended there. Otherwise Writ signs it by itself.
 	Outside bool `json:"outside,omitempty"`
 	// Renewable says that Mint can be asked again for a lease that is active, to make its
-	// credential good for longer.
+	// credential good for longer. Unmaking it needs nothing new then.
 	Renewable bool `json:"renewable,omitempty"`
 }
 

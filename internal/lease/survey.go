@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/writsec/writ/internal/audit"
-	"github.com/writsec/writ/internal/telemetry"
 )
 
 // SurveyTx is what surveys need of a transaction.
@@ -20,8 +19,8 @@ type SurveyTx interface {
 	Now() time.Time
 	// Spend uses up what is good once only; fresh says that nobody has before.
 	Spend(ctx context.Context, use string, expires time.Time) (fresh bool, err error)
-	// KnownLeases returns those of the ids that are leases and not gone.
-	KnownLeases(ctx context.Context, ids []string) (map[string]Lease, error)
+	// KnownLeases returns those of the ids that are leases and were not gone at a time.
+	KnownLeases(ctx context.Context, ids []string, at time.Time) (map[string]Lease, error)
 	// Orphans lists what was found at a minter's target that no lease knows.
 	Orphans(ctx context.Context, minter string) ([]Orphan, error)
 	PutOrphan(ctx context.Context, o Orphan) error
@@ -50,7 +49,6 @@ type Surveys struct {
 	// Every is how often each target is looked at, by one of the replicas; Grace is how
 	// long an orphan is left alone, in case its lease is about to be known.
 	Every, Grace time.Duration
-	Metrics      *telemetry.Metrics
 	Logger       *slog.Logger
 }
 
@@ -105,10 +103,9 @@ func (s *Surveys) record(ctx context.Context, minter string, found []Sighting) (
 	for _, f := range found {
 		ids = append(ids, f.Lease)
 	}
-	count := 0
 	err = s.Store.Update(ctx, func(tx SurveyTx) error {
-		overdue, count = nil, 0
-		known, err := tx.KnownLeases(ctx, ids)
+		overdue = nil
+		known, err := tx.KnownLeases(ctx, ids, tx.Now().Add(-2*surveyTime))
 		if err != nil {
 			return err
 		}
@@ -123,7 +120,6 @@ func (s *Surveys) record(ctx context.Context, minter string, found []Sighting) (
 				}
 				continue
 			}
-			count++
 			o, ok := before[f.Name]
 			delete(before, f.Name)
 			switch {
@@ -132,6 +128,7 @@ func (s *Surveys) record(ctx context.Context, minter string, found []Sighting) (
 				if err := tx.PutOrphan(ctx, o); err != nil {
 					return err
 				}
+				s.Logger.WarnContext(ctx, "a credential that no lease knows", "minter", minter, "name", f.Name)
 				if err := o.record(ctx, tx, audit.OrphanFound, map[string]any{"armed": f.Armed, "connections": len(f.Uses)}); err != nil {
 					return err
 				}
@@ -146,12 +143,6 @@ func (s *Surveys) record(ctx context.Context, minter string, found []Sighting) (
 		}
 		return nil
 	})
-	if err == nil {
-		s.Metrics.Orphans.WithLabelValues(minter).Set(float64(count))
-		if count > 0 {
-			s.Logger.WarnContext(ctx, "credentials that no lease knows", "minter", minter, "count", count)
-		}
-	}
 	return overdue, err
 }
 

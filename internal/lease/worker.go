@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/telemetry"
@@ -26,10 +28,12 @@ type WorkTx interface {
 	// GoneLeases marks those of the claim revoked that were seen to be gone, forgets what
 	// unmaking them needed, and returns their ids.
 	GoneLeases(ctx context.Context, claim string, ids []string) ([]string, error)
-	// PostponeLease gives one back until a time. failure is "" where nothing failed.
+	// PostponeLease gives one back, that failed, until a time.
 	PostponeLease(ctx context.Context, claim, id string, until time.Time, failure string) error
-	// DropClaim gives all back at once. failure is "" where the reason is none of theirs.
-	DropClaim(ctx context.Context, claim, failure string) error
+	// LeaveToTime gives one back for good: its target was told, and the rest is time's.
+	LeaveToTime(ctx context.Context, claim, id string) error
+	// DropClaim gives all back at once. theirs says that the failure may be of one of them.
+	DropClaim(ctx context.Context, claim, failure string, theirs bool) error
 	// PassLeases marks up to limit leases revoked that had ended and whose time is over
 	// now, and returns them.
 	PassLeases(ctx context.Context, limit int) ([]Lease, error)
@@ -130,11 +134,13 @@ func (w *Worker) step(ctx context.Context, name string, target Target) (more boo
 	if timedOut && len(leases) == 1 { // it is its own fault
 		return true, w.settle(settling, claim, leases, []Unmade{{Err: err}})
 	}
-	failure := ""
-	if timedOut { // one of them may be more than the target can take
-		failure = clipped(err)
+	if ctx.Err() == nil {
+		for _, l := range leases {
+			w.Metrics.Leases.WithLabelValues(l.Kind, "unmake_failed").Inc()
+		}
 	}
-	return false, errors.Join(err, w.Store.Update(settling, func(tx WorkTx) error { return tx.DropClaim(settling, claim, failure) }))
+	failure := clipped(err) // on a timeout one of them may be more than the target can take
+	return false, errors.Join(err, w.Store.Update(settling, func(tx WorkTx) error { return tx.DropClaim(settling, claim, failure, timedOut) }))
 }
 
 // settle records what became of a batch.
@@ -151,7 +157,7 @@ func (w *Worker) settle(ctx context.Context, claim string, leases []Lease, resul
 			case r.Err != nil:
 				err = tx.PostponeLease(ctx, claim, l.ID, now.Add(backoff(l.Attempts+1, maxBackoff)), clipped(r.Err))
 			case l.Revocability == RevocableExpiry && now.Before(l.ExpiresAt):
-				err = tx.PostponeLease(ctx, claim, l.ID, l.ExpiresAt, "") // told, but it may be good yet
+				err = tx.LeaveToTime(ctx, claim, l.ID)
 			default:
 				seen = append(seen, l.ID)
 			}
@@ -253,7 +259,15 @@ func backoff(failures int, most time.Duration) time.Duration {
 
 const maxFailure = 300 // bytes of an error that are kept
 
+// clipped is an error as it can be kept and shown: targets choose the words, and text
+// that a store refuses must not keep what became of a lease from being recorded.
 func clipped(err error) string {
 	s := err.Error()
-	return s[:min(len(s), maxFailure)]
+	s = strings.ToValidUTF8(s[:min(len(s), maxFailure)], "")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }

@@ -265,6 +265,23 @@ func TestFault04OneTargetDown(t *testing.T) {
 		if n := ill.count(); n != 1000 {
 			t.Fatalf("%d there", n)
 		}
+		w.in(func(tx *sqlstore.Tx) error { // it is an alarm, and says why
+			ls, err := tx.Leases(w.ctx, lease.Query{Minter: "ill", Stuck: true, Limit: 2000})
+			load, loadErr := tx.Load(w.ctx)
+			if len(ls) != 1000 || load.Leases[0].Stuck != 1000 {
+				t.Errorf("%d are stuck, %+v", len(ls), load.Leases)
+			}
+			known := 0
+			for _, l := range ls {
+				if l.LastError != "" && !l.StuckSince(time.Now()).IsZero() {
+					known++
+				}
+			}
+			if known < 100 {
+				t.Errorf("of %d the failure is known", known)
+			}
+			return errors.Join(err, loadErr)
+		})
 		ill.set(func() { ill.down = false })
 		back := time.Now()
 		for ill.count() > 0 && time.Since(back) < 5*time.Minute {
@@ -505,7 +522,7 @@ func TestSurveys(t *testing.T) {
 		for range 2 { // replicas
 			s := &lease.Surveys{
 				Store: sqlstore.For[lease.SurveyTx](w.store), Targets: map[string]lease.Surveyor{"db": db},
-				Every: 15 * time.Second, Grace: 2 * time.Minute, Metrics: telemetry.NewMetrics(), Logger: quiet,
+				Every: 15 * time.Second, Grace: 2 * time.Minute, Logger: quiet,
 			}
 			g.Go(func() { _ = s.Run(ctx) })
 		}

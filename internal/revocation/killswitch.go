@@ -76,6 +76,7 @@ type Revocation struct {
 	// Frozen says that nothing new is granted in its scope, until it is lifted.
 	Frozen   bool
 	Sessions int       // that it ended
+	Leases   int       // that it ended; once all are gone
 	EndedAt  time.Time // when all in it had ended; zero while there may be more
 	GoneAt   time.Time // when all of that was seen to be gone
 	LiftedAt time.Time
@@ -85,9 +86,9 @@ type Revocation struct {
 // Progress is how far a revocation has come.
 type Progress struct {
 	Revocation
-	// Leases that it ended, those of them that were seen to be gone, and when the last was.
-	Leases, Gone int
-	LastGoneAt   time.Time
+	// Gone are those of its leases that were seen to be gone, the last at LastGoneAt.
+	Gone       int
+	LastGoneAt time.Time
 }
 
 // Order is what an operator asks of the kill switch.
@@ -102,12 +103,17 @@ type Order struct {
 // first commit, and nothing under way can get around it; then all of it is ended, which
 // Revoke does itself for as long as it may take.
 func (r *Revoker) Revoke(ctx context.Context, o Order) (Progress, error) {
-	v := Revocation{ID: id.New(id.Revocation), Scope: o.Scope, Reason: o.Reason, Operator: o.Operator, Frozen: o.Freeze && o.Scope.CanFreeze()}
-	err := r.update(ctx, func(ctx context.Context, tx Tx) error {
-		var err error
-		if v.Scope, err = resolve(ctx, tx, o.Scope); err != nil {
-			return err
-		}
+	v := Revocation{ID: id.New(id.Revocation), Reason: o.Reason, Operator: o.Operator, Frozen: o.Freeze && o.Scope.CanFreeze()}
+	// In a transaction of its own: what it reads stays locked, and decisions take that lock
+	// after the one of all.
+	err := r.update(ctx, func(ctx context.Context, tx Tx) (err error) {
+		v.Scope, err = resolve(ctx, tx, o.Scope)
+		return err
+	})
+	if err != nil {
+		return Progress{}, err
+	}
+	err = r.update(ctx, func(ctx context.Context, tx Tx) error {
 		signIns, err := tx.EndSignIns(ctx, o.Scope.ref(OfUser), o.Scope.ref(OfAgent), o.Scope.Kind == OfAll)
 		if err != nil {
 			return err
@@ -123,18 +129,23 @@ func (r *Revoker) Revoke(ctx context.Context, o Order) (Progress, error) {
 	if err != nil {
 		return Progress{}, err
 	}
-	working, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	// It is in force. What can't be carried on here, replicas do.
+	working, cancel := context.WithTimeout(context.WithoutCancel(ctx), workTime)
 	defer cancel()
-	for {
-		more, err := r.carryOn(working, v.ID)
-		if err != nil && working.Err() == nil {
-			return Progress{}, err // it is in force, and replicas carry it on
-		}
-		if !more || err != nil {
-			return r.Progress(context.WithoutCancel(ctx), v.ID)
+	for more := true; more; {
+		if more, err = r.carryOn(working, v.ID); err != nil {
+			break
 		}
 	}
+	p, err := r.Progress(context.WithoutCancel(ctx), v.ID)
+	if err != nil {
+		p = Progress{Revocation: v}
+	}
+	return p, nil
 }
+
+// workTime is how long whoever pulls the kill switch waits for the work that follows.
+const workTime = 20 * time.Second
 
 // resolve makes sure that what is named exists: a typo of an operator's must not look
 // like a success.
@@ -145,8 +156,7 @@ func resolve(ctx context.Context, tx Tx, s Scope) (Scope, error) {
 		if err != nil {
 			return s, err
 		}
-		// Also from a retry that may be replacing it.
-		return Scope{Kind: OfDecision, Value: l.Decision}, tx.HoldDecision(ctx, l.Decision)
+		return Scope{Kind: OfDecision, Value: l.Decision}, nil
 	case OfSession:
 		_, err := tx.Session(ctx, s.Value)
 		return s, err
@@ -160,7 +170,11 @@ func (r *Revoker) Progress(ctx context.Context, revocation string) (p Progress, 
 		if p.Revocation, err = tx.Revocation(ctx, revocation); err != nil {
 			return err
 		}
-		p.Leases, p.Gone, p.LastGoneAt, err = tx.RevokedLeases(ctx, revocation)
+		total, gone, last, err := tx.RevokedLeases(ctx, revocation)
+		p.Leases, p.Gone, p.LastGoneAt = max(p.Leases, total), gone, last
+		if !p.GoneAt.IsZero() { // its leases may have been forgotten since
+			p.Gone = p.Leases
+		}
 		return err
 	})
 	return p, err
@@ -208,7 +222,11 @@ func (r *Revoker) carryOn(ctx context.Context, revocation string) (more bool, er
 		if err != nil || leases != gone {
 			return err
 		}
-		v.GoneAt = tx.Now()
+		others, err := tx.RevokingLeases(ctx, v.Scope.leases(v.At))
+		if err != nil || others > 0 { // that had ended before, and are not gone either
+			return err
+		}
+		v.GoneAt, v.Leases = tx.Now(), leases
 		if err := tx.UpdateRevocation(ctx, v); err != nil {
 			return err
 		}
@@ -233,6 +251,9 @@ func (t *toll) endPart(ctx context.Context, tx Tx, v *Revocation) (more bool, er
 	t.direct, err = lease.EndSome(ctx, tx, v.Scope.leases(v.At), end)
 	if err != nil || t.direct.Total() == lease.BatchSize {
 		return true, err
+	}
+	if err := tx.HastenLeases(ctx, v.Scope.leases(v.At), v.ID); err != nil {
+		return false, err
 	}
 	sessions, err := v.sessions(ctx, tx)
 	if err != nil {

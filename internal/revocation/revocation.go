@@ -36,6 +36,11 @@ type Tx interface {
 	// RevokedLeases counts the leases that a revocation ended, and those of them that were
 	// seen to be gone, the last at a time.
 	RevokedLeases(ctx context.Context, id string) (total, gone int, last time.Time, err error)
+	// HastenLeases has what had ended before, and is not gone, unmade first, and makes it
+	// part of a revocation if it is of none.
+	HastenLeases(ctx context.Context, s lease.Selection, revocation string) error
+	// RevokingLeases counts the leases of a selection that have ended and are not gone.
+	RevokingLeases(ctx context.Context, s lease.Selection) (int, error)
 	// LoginSessions lists the sessions of one login at an issuer that have not ended, and
 	// those of the user, if one is named, that don't say of which login they are.
 	LoginSessions(ctx context.Context, user identity.Ref, sid string) ([]session.Session, error)
@@ -53,9 +58,6 @@ type Tx interface {
 	// HoldSession waits for the decisions under way in a session, and keeps new ones out
 	// until the commit: a flood of them must not hold off its end.
 	HoldSession(ctx context.Context, id string) error
-	// HoldDecision waits for a retry of a decision that may be replacing its lease, and
-	// keeps others out until the commit.
-	HoldDecision(ctx context.Context, id string) error
 	// DueSessions lists sessions whose time, or idle time, is over and that are not marked
 	// ended.
 	DueSessions(ctx context.Context, limit int) ([]session.Session, error)
@@ -140,7 +142,7 @@ func newToll() toll { return toll{withSession: lease.Ended{}, direct: lease.Ende
 
 // end ends a session, its approvals and its leases.
 func (t *toll) end(ctx context.Context, tx Tx, s session.Session, reason string, e lease.End) error {
-	if err := session.End(ctx, tx, s, reason, e.Operator); err != nil {
+	if err := session.End(ctx, tx, s, session.Cause{Reason: reason, Operator: e.Operator, Revocation: e.Revocation}); err != nil {
 		return err
 	}
 	n, err := approval.CancelAll(ctx, tx, s.ID, "the session ended", e.Operator)

@@ -50,7 +50,7 @@ func newLeaseWork(minters map[string]lease.Minter, store *sqlstore.Store, m *tel
 		worker:   &lease.Worker{Store: sqlstore.For[lease.WorkTx](store), Targets: map[string]lease.Target{}, Metrics: m, Logger: log},
 		surveys: &lease.Surveys{
 			Store: sqlstore.For[lease.SurveyTx](store), Targets: map[string]lease.Surveyor{},
-			Every: surveyEvery, Grace: orphanGrace, Metrics: m, Logger: log,
+			Every: surveyEvery, Grace: orphanGrace, Logger: log,
 		},
 	}
 	w.worker.Breakers = w.breakers

@@ -53,7 +53,8 @@ type Server struct {
 	api, ops listener
 	stopping chan struct{} // closed when a stop begins
 	stuck    atomic.Bool   // entries wait too long for the log
-	targets  []func()      // close the connections to minters' targets
+	minters  []string      // their names
+	targets  []func()      // close the connections to their targets
 }
 
 // New opens the store, loads keys and policies and binds both listeners. restored
@@ -113,7 +114,8 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range minters {
+	for name, m := range minters {
+		s.minters = append(s.minters, name)
 		if c, ok := m.(interface{ Close() }); ok {
 			s.targets = append(s.targets, c.Close)
 		}

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/url"
 	"time"
 
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/config"
 	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/minter"
 	"github.com/writsec/writ/internal/sqlstore"
 	"github.com/writsec/writ/internal/telemetry"
@@ -163,6 +165,28 @@ const (
 	watchLimit = 5 * time.Second
 )
 
+// measureLeases sets the gauges of each minter, those with nothing too.
+func (s *Server) measureLeases(m *telemetry.Metrics, load sqlstore.Load) {
+	counts, stuck := map[[2]string]int{}, map[string]int{}
+	minters := map[string]int{}
+	maps.Copy(minters, load.Orphans)
+	for _, name := range s.minters {
+		minters[name] += 0
+	}
+	for _, l := range load.Leases {
+		minters[l.Minter] += 0
+		counts[[2]string{l.Minter, string(l.State)}] += l.Count
+		stuck[l.Minter] += l.Stuck
+	}
+	for name, orphans := range minters {
+		m.Orphans.WithLabelValues(name).Set(float64(orphans))
+		m.StuckLeases.WithLabelValues(name).Set(float64(stuck[name]))
+		for _, state := range []lease.State{lease.Intent, lease.Active, lease.Revoking} {
+			m.ActiveLeases.WithLabelValues(name, string(state)).Set(float64(counts[[2]string{name, string(state)}]))
+		}
+	}
+}
+
 // watch follows what other replicas change of the keys, and measures the load.
 func (s *Server) watch(m *telemetry.Metrics, keys *minter.Keys, root sqlstore.RootKey) func(context.Context) error {
 	began := time.Now()
@@ -184,12 +208,7 @@ func (s *Server) watch(m *telemetry.Metrics, keys *minter.Keys, root sqlstore.Ro
 		if err == nil {
 			m.OpenApprovals.Set(float64(load.OpenApprovals))
 			m.Freezes.Set(float64(load.Freezes))
-			m.ActiveLeases.Reset()
-			m.StuckLeases.Reset()
-			for _, l := range load.Leases {
-				m.ActiveLeases.WithLabelValues(l.Minter, string(l.State)).Set(float64(l.Count))
-				m.StuckLeases.WithLabelValues(l.Minter).Add(float64(l.Stuck))
-			}
+			s.measureLeases(m, load)
 			m.Unsequenced.Set(float64(load.Unsequenced))
 		}
 		return errors.Join(append(errs, err)...)

@@ -250,18 +250,29 @@ func Find(ctx context.Context, tx Tx, sessionID string, c identity.Caller) (Sess
 
 func notFound() error { return fault.New(fault.NotFound, "no such session of this agent and user") }
 
-// End ends a live session for the reason given. Its leases and approvals are the
-// caller's to end in the same transaction. Ending twice changes nothing.
-func End(ctx context.Context, tx Tx, s Session, reason string, operator identity.Ref) error {
+// Cause is why a session ends.
+type Cause struct {
+	Reason string
+	// Operator ends it by a Revocation; zero and "" for others.
+	Operator   identity.Ref
+	Revocation string
+}
+
+// End ends a live session. Its leases and approvals are the caller's to end in the same
+// transaction. Ending twice changes nothing.
+func End(ctx context.Context, tx Tx, s Session, c Cause) error {
 	if !s.EndedAt.IsZero() {
 		return nil
 	}
-	s.EndedAt, s.EndReason = tx.Now(), reason
+	s.EndedAt, s.EndReason = tx.Now(), c.Reason
 	if err := tx.UpdateSession(ctx, s, true); err != nil {
 		return err
 	}
+	detail := map[string]any{"reason": c.Reason}
+	if c.Revocation != "" {
+		detail["revocation"] = c.Revocation
+	}
 	return audit.Append(ctx, tx, audit.Entry{
-		Kind: audit.SessionEnded, Session: s.ID, User: s.User.Ref, Agent: s.Agent, Operator: operator,
-		Detail: map[string]any{"reason": reason},
+		Kind: audit.SessionEnded, Session: s.ID, User: s.User.Ref, Agent: s.Agent, Operator: c.Operator, Detail: detail,
 	})
 }

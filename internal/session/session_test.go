@@ -210,7 +210,7 @@ func TestEnd(t *testing.T) {
 	s := w.open(session.Spec{})
 	end := func(s session.Session, reason string) error {
 		return w.Update(t.Context(), func(tx *sqlstore.Tx) error {
-			return session.End(t.Context(), tx, s, reason, identity.Ref{})
+			return session.End(t.Context(), tx, s, session.Cause{Reason: reason})
 		})
 	}
 	w.now = noon.Add(time.Minute)

@@ -33,12 +33,6 @@ func scanDecision(row scanner) (r decision.Record, err error) {
 	return r, err
 }
 
-// HoldDecision implements revocation.Tx.
-func (t *Tx) HoldDecision(ctx context.Context, id string) error {
-	_, _, err := found(t.Decision(ctx, id))
-	return err
-}
-
 // SetDecisionLease implements decision.Tx.
 func (t *Tx) SetDecisionLease(ctx context.Context, decision, lease string) error {
 	_, err := t.exec(ctx, "set decision lease", `UPDATE decisions SET lease = $1 WHERE id = $2`, lease, decision)

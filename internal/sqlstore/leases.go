@@ -31,10 +31,12 @@ func scanLeaseRead(r scanner) (lease.Lease, error) {
 
 // leaseHalted is whether an operator has stopped what leases has a row of.
 const leaseHalted = `EXISTS (SELECT 1 FROM revocations WHERE revocations.active = 1
-	AND (revocations.frozen = 1 OR revocations.at >= leases.created_at)
-	AND (revocations.scope, revocations.value, revocations.issuer) IN (VALUES ('all', '', ''),
-	  ('decision', leases.decision, ''), ('session', leases.session, ''), ('minter', leases.minter, ''), ('policy', leases.policy, ''),
-	  ('user', leases.user_subject, leases.user_issuer), ('agent', leases.agent_subject, leases.agent_issuer)))`
+	AND (revocations.frozen = 1 OR revocations.at >= leases.created_at) AND ` + inScope + `)`
+
+// inScope is whether a lease is in the scope of a revocation.
+const inScope = `(revocations.scope, revocations.value, revocations.issuer) IN (VALUES ('all', '', ''),
+	('decision', leases.decision, ''), ('session', leases.session, ''), ('minter', leases.minter, ''), ('policy', leases.policy, ''),
+	('user', leases.user_subject, leases.user_issuer), ('agent', leases.agent_subject, leases.agent_issuer))`
 
 // Admit implements lease.Tx.
 func (t *Tx) Admit(ctx context.Context, l lease.Lease, since time.Time, limits lease.Limits) (lease.Admission, error) {
@@ -129,9 +131,17 @@ func (t *Tx) RecallLease(ctx context.Context, id, recall string) error {
 }
 
 // ExtendLease implements lease.Tx.
-func (t *Tx) ExtendLease(ctx context.Context, id string, deadline, expires time.Time) error {
-	return t.change(ctx, lease.ErrStale, "extend lease", `UPDATE leases SET mint_deadline = $1, expires_at = $2
-		WHERE id = $3 AND state = 'active' AND expires_at > $4 AND NOT `+leaseHalted, micros(deadline), micros(expires), id, micros(t.now))
+func (t *Tx) ExtendLease(ctx context.Context, l lease.Lease) error {
+	return t.change(ctx, lease.ErrStale, "extend lease", `UPDATE leases SET mint_deadline = $1, expires_at = $2, policy = $3, grant_json = $4
+		WHERE id = $5 AND state = 'active' AND expires_at > $6 AND NOT `+leaseHalted,
+		micros(l.MintDeadline), micros(l.ExpiresAt), l.Policy, asJSON(l.Grant), l.ID, micros(t.now))
+}
+
+// RevokedSince implements lease.Tx.
+func (t *Tx) RevokedSince(ctx context.Context, l lease.Lease) (bool, error) {
+	n, err := one(ctx, t, "look for revocations", func(r scanner) (n int, err error) { return n, r.Scan(&n) },
+		`SELECT count(*) FROM leases, revocations WHERE leases.id = $1 AND revocations.at >= leases.created_at AND `+inScope, l.ID)
+	return n > 0, err
 }
 
 // selected is a selection as a condition with parameters after those of args.
@@ -179,15 +189,15 @@ func (t *Tx) EndLeases(ctx context.Context, s lease.Selection, e lease.End, limi
 	return some(ctx, t, "end leases", scanLease, `WITH part AS MATERIALIZED (
 		  SELECT id FROM leases WHERE ended_at = 0 AND `+where+` ORDER BY expires_at, id LIMIT $5`+lock+`)
 		UPDATE leases SET ended_at = $1, end_reason = $2, revocation = $3, urgency = $4,
-		due_at = CASE WHEN ending = 'expiry' THEN expires_at ELSE $1 END,
+		due_at = $1,
 		state = CASE WHEN ending = 'word' OR ending = 'expiry' AND expires_at <= $1 THEN 'revoked' ELSE 'revoking' END,
-		gone_at = CASE WHEN ending = 'word' OR ending = 'expiry' AND expires_at <= $1 THEN $1 ELSE 0 END
+		gone_at = CASE WHEN ending = 'word' OR ending = 'expiry' AND expires_at <= $1 THEN CAST($1 AS BIGINT) ELSE 0 END
 		WHERE ended_at = 0 AND id IN (SELECT id FROM part) RETURNING `+leaseColumns, args...)
 }
 
 // ClaimLeases implements lease.WorkTx.
 func (t *Tx) ClaimLeases(ctx context.Context, minter, claim string, lapse time.Duration, limit int) ([]lease.Lease, error) {
-	const due = ` FROM leases WHERE state = 'revoking' AND ending = 'target' AND minter = $1 AND due_at <= $2`
+	const due = ` FROM leases WHERE state = 'revoking' AND ending IN ('target', 'target_then_expiry') AND minter = $1 AND due_at <= $2`
 	attempts, there, err := found(one(ctx, t, "look for due leases", func(r scanner) (n int, err error) { return n, r.Scan(&n) },
 		`SELECT attempts`+due+` ORDER BY urgency, attempts LIMIT 1`, minter, micros(t.now)))
 	if err != nil || !there {
@@ -219,14 +229,20 @@ func (t *Tx) GoneLeases(ctx context.Context, claim string, ids []string) ([]stri
 
 // PostponeLease implements lease.WorkTx.
 func (t *Tx) PostponeLease(ctx context.Context, claim, id string, until time.Time, failure string) error {
-	return t.insert(ctx, "postpone lease", `UPDATE leases SET due_at = $1, attempts = attempts + $2, last_error = $3, claim = ''
-		WHERE claim = $4 AND id = $5`, micros(until), flag(failure != ""), failure, claim, id)
+	return t.insert(ctx, "postpone lease", `UPDATE leases SET due_at = $1, attempts = attempts + 1, last_error = $2, claim = ''
+		WHERE claim = $3 AND id = $4`, micros(until), failure, claim, id)
+}
+
+// LeaveToTime implements lease.WorkTx.
+func (t *Tx) LeaveToTime(ctx context.Context, claim, id string) error {
+	return t.insert(ctx, "leave lease to its time", `UPDATE leases SET ending = 'expiry', due_at = expires_at, last_error = '', claim = '',
+		recall_sealed = NULL WHERE claim = $1 AND id = $2`, claim, id)
 }
 
 // DropClaim implements lease.WorkTx.
-func (t *Tx) DropClaim(ctx context.Context, claim, failure string) error {
+func (t *Tx) DropClaim(ctx context.Context, claim, failure string, theirs bool) error {
 	return t.insert(ctx, "drop claim", `UPDATE leases SET due_at = $1, attempts = attempts + $2, last_error = $3, claim = ''
-		WHERE claim = $4 AND claim <> ''`, micros(t.now), flag(failure != ""), failure, claim)
+		WHERE claim = $4 AND claim <> ''`, micros(t.now), flag(theirs), failure, claim)
 }
 
 // PassLeases implements lease.WorkTx.
@@ -289,4 +305,4 @@ func (t *Tx) Leases(ctx context.Context, q lease.Query) ([]lease.Lease, error) {
 }
 
 // stuck is whether the end of a lease should have been seen by then.
-const stuck = `(state = 'revoking' AND ended_at <= $%[1]d AND (attempts > 0 OR due_at <= $%[1]d))`
+const stuck = `(state = 'revoking' AND ended_at <= $%[1]d AND (ending = 'target' OR expires_at <= $%[1]d))`

@@ -38,6 +38,7 @@ func (t *Tx) Unsequenced(ctx context.Context, limit int) ([]audit.Entry, error) 
 type Load struct {
 	OpenApprovals, Unsequenced, Freezes int
 	Leases                              []LeaseLoad
+	Orphans                             map[string]int // by minter
 }
 
 // LeaseLoad counts the leases of a minter that are in a state.
@@ -60,6 +61,16 @@ func (t *Tx) Load(ctx context.Context) (Load, error) {
 		return c, r.Scan(&c.Minter, &c.State, &c.Count, &c.Stuck)
 	}, `SELECT minter, state, count(*), count(CASE WHEN `+fmt.Sprintf(stuck, 1)+` THEN 1 END) FROM leases WHERE gone_at = 0 AND state <> 'revoked' GROUP BY minter, state`,
 		micros(t.now.Add(-lease.StuckAfter)))
+	if err != nil {
+		return l, err
+	}
+	orphans, err := t.Orphans(ctx, "")
+	for _, o := range orphans {
+		if l.Orphans == nil {
+			l.Orphans = map[string]int{}
+		}
+		l.Orphans[o.Minter]++
+	}
 	return l, err
 }
 
@@ -256,8 +267,8 @@ func (t *Tx) EndEverything(ctx context.Context, reason string) (sessions, approv
 		return 0, 0, 0, err
 	}
 	if leases, err = t.exec(ctx, "end leases", `UPDATE leases SET ended_at = $1, end_reason = $2, urgency = $3,
-		due_at = CASE WHEN ending = 'expiry' THEN expires_at ELSE $1 END,
-		state = CASE WHEN ending = 'word' THEN 'revoked' ELSE 'revoking' END, gone_at = CASE WHEN ending = 'word' THEN $1 ELSE 0 END
+		due_at = $1,
+		state = CASE WHEN ending = 'word' THEN 'revoked' ELSE 'revoking' END, gone_at = CASE WHEN ending = 'word' THEN CAST($1 AS BIGINT) ELSE 0 END
 		WHERE ended_at = 0`, now, reason, lease.ByKill); err != nil {
 		return 0, 0, 0, err
 	}

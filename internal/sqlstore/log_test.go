@@ -341,14 +341,14 @@ func TestForgetSessions(t *testing.T) {
 				return err
 			}
 			for _, s := range []session.Session{old, busy} {
-				if err := session.End(f.ctx, tx, s, "over", identity.Ref{}); err != nil {
+				if err := session.End(f.ctx, tx, s, session.Cause{Reason: "over"}); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
 		f.clock.Add(time.Hour)
-		f.in(func(tx *Tx) error { return session.End(f.ctx, tx, young, "over", identity.Ref{}) })
+		f.in(func(tx *Tx) error { return session.End(f.ctx, tx, young, session.Cause{Reason: "over"}) })
 		var n int64
 		f.in(func(tx *Tx) (err error) {
 			n, err = tx.ForgetSessions(f.ctx, noon.Add(time.Minute), 10)

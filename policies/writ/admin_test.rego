@@ -21,7 +21,7 @@ answer(asked) := out if {
 
 everything := {
 	"audit.checkpoint.read", "audit.entries.read", "audit.proof.read",
-	"sessions.read", "decisions.read", "policy.read",
+	"sessions.read", "decisions.read", "policy.read", "leases.read", "revocations.read", "revocations.lift",
 }
 
 test_operators_may_do_all if {

@@ -41,6 +41,11 @@ verdict["pay"] := {
 
 verdict["pay"] := {"effect": "deny", "reasons": [{"code": "over_budget", "message": "Enough"}]} if paid >= budget
 
+verdict["query"] := {
+	"effect": "allow", "reasons": [{"code": "ok", "message": "Fine"}],
+	"credential": {"minter": "db", "ttl": "20s", "scope": {"groups": ["app_ro"]}},
+}
+
 verdict["ask"] := {
 	"effect": "require_ciba", "reasons": [{"code": "ask", "message": "Ask first"}],
 	"approval": [{"code": "ask", "approver": "user", "display": "summary", "message": "Do it"}],
@@ -59,6 +64,7 @@ type site struct {
 	t        testing.TB
 	dir      string
 	store    string // URL
+	minters  string // of the configuration
 	is       *issuer
 	replicas []*replica
 }
@@ -68,6 +74,7 @@ type site struct {
 func newSite(t testing.TB, store string, n int, settings ...string) *site {
 	t.Helper()
 	s := &site{t: t, dir: t.TempDir(), store: store, is: newIssuer(t)}
+	s.minters = "minters: {crm: {max_ttl: 5m, jwt: {audience: 'urn:crm:api', scopes: [crm:read]}}}"
 	if store == "" {
 		s.store = "sqlite:" + filepath.Join(s.dir, "data", "writ.db")
 	}
@@ -102,7 +109,7 @@ func (s *site) add(name string, settings ...string) *replica {
 		"audit: {copies: {every: 100ms, file: " + r.copies + "}}",
 		"issuers: [{issuer: '" + s.is.url + "', speaks_for: [user, agent], audience: '" + audience + "', algorithms: [ES256], jwks_file: jwks.json,",
 		"  ciba: {client_id: " + cibaClient + ", client_secret_file: ciba.secret, binding_message: {max_length: 200, charset: text}}}]",
-		"minters: {crm: {max_ttl: 5m, jwt: {audience: 'urn:crm:api', scopes: [crm:read]}}}",
+		s.minters,
 	}, settings...), "\n"))
 	s.replicas = append(s.replicas, r)
 	s.t.Cleanup(func() {
@@ -297,6 +304,13 @@ func (b *buffer) Write(p []byte) (int, error) {
 		b.b = append([]byte(nil), b.b[n:]...)
 	}
 	return len(p), nil
+}
+
+// bytes is all that is kept.
+func (b *buffer) bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]byte(nil), b.b...)
 }
 
 // lines returns those with a text in them.

@@ -225,9 +225,9 @@ func TestDecide(t *testing.T) {
 
 		held := dave.hold(offboard(session, "e-kill-switch"), 30)
 		w.prompt("e-kill-switch")
-		done := read[map[string]int](t, operator.call(http.MethodPost, "/revocations", scope), http.StatusOK)
-		if done["sessions"] != 1 {
-			t.Errorf("revoked %v", done)
+		type result struct{ Sessions int }
+		if done := read[result](t, operator.call(http.MethodPost, "/revocations", scope), http.StatusOK); done.Sessions != 1 {
+			t.Errorf("revoked %+v", done)
 		}
 		if h := <-held; h.err != nil || h.status != http.StatusConflict {
 			t.Errorf("the held call got %d %v: %s", h.status, h.err, h.body)

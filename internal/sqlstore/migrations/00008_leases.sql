@@ -45,6 +45,7 @@ CREATE TABLE revocations (
   frozen           BIGINT NOT NULL, -- 1 until it is lifted: nothing new is allowed
   active           BIGINT NOT NULL, -- 1 while it is frozen or something in it has not ended
   sessions         BIGINT NOT NULL, -- that it ended
+  leases           BIGINT NOT NULL, -- that it ended, once all are gone
   ended_at         BIGINT NOT NULL, -- when everything in it had ended
   gone_at          BIGINT NOT NULL, -- when all of that was seen to be gone
   lifted_at        BIGINT NOT NULL,
