@@ -175,7 +175,8 @@ func wrongClock(t *testing.T, skew time.Duration) {
 	// Leases begin and end by the store's time, whichever replica recorded it.
 	leases := 0
 	var drift time.Duration
-	rows(s, db, `SELECT created_at, expires_at FROM leases`, func(scan func(...any)) {
+	const first = `SELECT created_at, expires_at FROM leases l WHERE NOT EXISTS (SELECT 1 FROM leases o WHERE o.decision = l.decision AND o.created_at < l.created_at)`
+	rows(s, db, first, func(scan func(...any)) {
 		var created, expires int64
 		scan(&created, &expires)
 		leases++

@@ -295,10 +295,15 @@ func (s *site) verifyRecords(db *sql.DB, x index, f *findings) {
 		leases[id] = true
 		entries(1, "lease.active "+id)
 		ended := 0
-		if state == "revoked" {
+		switch state {
+		case "revoked":
 			ended = 1
-		} else if active[decision]++; active[decision] > 1 {
-			f.twice("decision %s has %d active leases", decision, active[decision])
+		case "revoking": // it has ended, and is good for services that do not ask until its time is over
+			entries(1, "lease.revoking "+id)
+		default:
+			if active[decision]++; active[decision] > 1 {
+				f.twice("decision %s has %d active leases", decision, active[decision])
+			}
 		}
 		entries(ended, "lease.revoked "+id)
 		if _, ok := decisions[decision]; !ok {
