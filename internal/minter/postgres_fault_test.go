@@ -30,6 +30,15 @@ func pick(short, long int) int {
 	return short
 }
 
+// timed is for tests that measure: in the long form, which holds them to it, nothing else
+// runs beside them.
+func timed(t *testing.T) {
+	t.Helper()
+	if pick(0, 1) == 0 {
+		t.Parallel()
+	}
+}
+
 // Whatever the order in which a mint and its end get to the target, and wherever the
 // mint stalls, nothing is left.
 func TestFault03MintAgainstItsEnd(t *testing.T) {
@@ -154,7 +163,7 @@ func TestFault06LoginStorm(t *testing.T) {
 // Agents hold every connection that the server has for them, and take each that becomes
 // free.
 func TestFault07NoConnectionLeft(t *testing.T) {
-	t.Parallel()
+	timed(t)
 	g, _ := ownServer(t, map[string]string{"log_statement": "none", "log_min_messages": "fatal", "log_min_duration_statement": "-1", "log_connections": "off"})
 	g.sql(t, `UPDATE writ.settings SET connection_limit = 100`)
 	var longest time.Duration
@@ -251,7 +260,7 @@ func TestFault08NoTraces(t *testing.T) {
 
 // Roles come and go for long: the catalogs stay small, and minting stays fast.
 func TestFault08ManyCycles(t *testing.T) {
-	t.Parallel()
+	timed(t)
 	cycles, window := pick(400, 20_000), pick(50, 500)
 	g := newTarget(t)
 	if cycles > 10_000 { // a server that vacuums as it comes, but for how often it looks
@@ -305,7 +314,7 @@ func best(d []time.Duration) time.Duration { return slices.Min(d) }
 // Fifty mints a second arrive, whether or not the last have been answered, and leases
 // end as fast.
 func TestFault09MintRate(t *testing.T) {
-	t.Parallel()
+	timed(t)
 	g := newTarget(t)
 	var p50s, p99s []time.Duration
 	seconds := pick(2, 20)

@@ -369,7 +369,7 @@ func (s *site) verifyAnswers(db *sql.DB, l *load, x index, f *findings) {
 			f.twice("%s was answered with %s and is tied to %q", a.key, a.id, replays[a.key])
 		}
 	}
-	for what, ids := range map[string][]string{"session.opened ": l.sessions, "session.ended ": l.ended, "lease.revoked ": l.released} {
+	for what, ids := range map[string][]string{"session.opened ": l.sessions, "session.ended ": l.ended, "lease.revoking ": l.released} {
 		for _, id := range ids {
 			f.exactly(1, what+id, x.n[what+id])
 		}
