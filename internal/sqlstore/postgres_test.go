@@ -345,6 +345,38 @@ func TestStrangeTexts(t *testing.T) {
 	})
 }
 
+// All connections are taken, and more wait for one; the kill switch has its own.
+func TestUrgentUpdatesGetThrough(t *testing.T) {
+	f := newPostgres(t)
+	release := make(chan struct{})
+	var g, holding sync.WaitGroup
+	for range defaultConnections {
+		holding.Add(1)
+		g.Go(func() {
+			f.in(func(*Tx) error {
+				holding.Done()
+				<-release
+				return nil
+			})
+		})
+	}
+	holding.Wait()
+	for range 100 {
+		g.Go(func() { _ = f.Update(f.ctx, func(*Tx) error { return nil }) })
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, 3*time.Second)
+	defer cancel()
+	r := &revocation.Revoker{Store: For[revocation.Tx](f.Store).Urgent(), Metrics: telemetry.NewMetrics()}
+	if _, err := r.Revoke(ctx, revocation.Order{Operator: alice, Scope: revocation.Scope{Kind: revocation.OfAll}}); err != nil {
+		t.Error(err)
+	}
+	if ctx.Err() != nil {
+		t.Error("the kill switch waited for decisions")
+	}
+	close(release)
+	g.Wait()
+}
+
 // A flood of decisions in a session does not hold off its end.
 func TestFloodDoesNotHoldOffTheKillSwitch(t *testing.T) {
 	f := newPostgres(t)
