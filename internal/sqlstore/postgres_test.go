@@ -350,7 +350,7 @@ func TestUrgentUpdatesGetThrough(t *testing.T) {
 	f := newPostgres(t)
 	release := make(chan struct{})
 	var g, holding sync.WaitGroup
-	for range defaultConnections {
+	for range f.config().Connections {
 		holding.Add(1)
 		g.Go(func() {
 			f.in(func(*Tx) error {
