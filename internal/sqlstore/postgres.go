@@ -21,7 +21,7 @@ import (
 
 const (
 	defaultConnections = 16
-	urgentConnections  = 4 // besides
+	urgentConnections  = 4                // besides
 	connectTimeout     = 5 * time.Second  // to the server, and for one of the connections to be free
 	statementTimeout   = 10 * time.Second // one statement, waiting for a lock included; the server ends it
 	maxAttempts        = 10               // of a transaction that the server told to begin again
@@ -33,7 +33,7 @@ type postgres struct {
 	store  *Store
 	config *pgx.ConnConfig
 	db     *sql.DB
-	urgent *sql.DB // of what must not wait for the others
+	urgent *sql.DB          // of what must not wait for the others
 	fixed  func() time.Time // tests set the clock
 	log    *slog.Logger
 	clock  atomic.Pointer[reading]
