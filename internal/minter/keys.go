@@ -75,6 +75,7 @@ type Keys struct {
 	store    KeyStore
 	rotation Rotation
 	current  atomic.Pointer[keySet]
+	learned  atomic.Int64 // when Learn last read them; Unix nanoseconds
 }
 
 // keySet is the keys of one moment.
@@ -299,6 +300,24 @@ func (k *Keys) verify(token string) ([]byte, error) {
 		return nil, errors.New("not a token of ours")
 	}
 	return jws.Verify(key)
+}
+
+// Learn reads the keys again if a token is signed by one that is not known here yet, such
+// as the one that replaces a compromised key. It reports false where it has just done so
+// for another, and can't tell.
+func (k *Keys) Learn(ctx context.Context, token string) (bool, error) {
+	jws, err := jose.ParseSignedCompact(token, algorithms)
+	if err != nil || jws.Signatures[0].Header.ExtraHeaders[jose.HeaderType] != typeToken {
+		return true, nil
+	}
+	if _, known := k.current.Load().byID[jws.Signatures[0].Header.KeyID]; known {
+		return true, nil
+	}
+	now, last := time.Now().UnixNano(), k.learned.Load()
+	if now-last < int64(time.Second) || !k.learned.CompareAndSwap(last, now) {
+		return false, nil
+	}
+	return true, k.Refresh(ctx)
 }
 
 // Signer is the id of the key that signs now.
