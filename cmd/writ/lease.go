@@ -354,7 +354,7 @@ func printRevocation(k *kong.Context, p revocation.Progress, asJSON bool) error 
 		fmt.Fprintln(out, "There is more to end: a running Writ carries on. Nothing in the scope is granted or confirmed any more.")
 	}
 	if n := p.Leases - p.Gone; n > 0 {
-		fmt.Fprintf(out, "%d go on working until a running Writ has unmade them at their targets, or they expire: writ lease list --revocation %s\n", n, p.ID)
+		fmt.Fprintf(out, "Not gone yet: %d. They go on working until a running Writ has unmade them at their targets, or they expire: writ lease list --revocation %s\n", n, p.ID)
 	}
 	if p.Sessions == 0 && p.Leases == 0 && p.Scope.Kind != revocation.OfAll {
 		fmt.Fprintln(out, "Nothing was found in this scope: is its name right?")
