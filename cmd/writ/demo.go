@@ -25,7 +25,7 @@ type demoCmd struct {
 	Verbose  bool   `short:"v" help:"Show Writ's own log."`
 }
 
-const demoLimit = time.Minute
+const demoLimit = 2 * time.Minute
 
 func (d *demoCmd) Run(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, demoLimit)
