@@ -20,7 +20,7 @@ build: ## bin/writ, one static binary
 
 .PHONY: demo
 demo: build ## play the whole story on this machine and exit
-	@bin/writ demo
+	@go run ./test/postgres/run -optional -- sh -c 'WRIT_POSTGRES="$$WRIT_TEST_POSTGRES" exec bin/writ demo'
 
 .PHONY: dev
 dev: build ## run Writ with an embedded OpenID provider
