@@ -92,6 +92,10 @@ postgres-test: ## the tests of the store and of the postgres minter on PostgreSQ
 bench: ## latency and throughput of /decide on both engines
 	go test -run '^$$' -bench . -benchtime 3s ./test/bench
 
+.PHONY: bench-leases
+bench-leases: ## roles of a PostgreSQL target, minted and revoked through Writ, beside bare SQL
+	WRIT_BENCH=full go test -count=1 -timeout 20m -run '^TestLeases$$' -v ./test/bench
+
 .PHONY: browser-test
 browser-test: ## the pages in a real Chromium
 	@mkdir -p dist

@@ -190,13 +190,21 @@ func (t *Tx) EndLeases(ctx context.Context, s lease.Selection, e lease.End, limi
 		lock = t.claimed()
 	}
 	where, args := selected(s, t.now, []any{micros(t.now), e.Reason, e.Revocation, e.Urgency(), limit})
+	// One row is found by its id. Where all that lives is few rows by PostgreSQL's
+	// statistics, which may be those of a quiet hour, it would look through all of that
+	// instead; it can't where the condition is not that of the indexes of what lives.
+	const lives = `ended_at <= 0`
+	alive := `ended_at = 0`
+	if s.ID != "" {
+		alive = lives
+	}
 	return some(ctx, t, "end leases", scanLease, `WITH part AS MATERIALIZED (
-		  SELECT id FROM leases WHERE ended_at = 0 AND `+where+` ORDER BY expires_at, id LIMIT $5`+lock+`)
+		  SELECT id FROM leases WHERE `+alive+` AND `+where+` ORDER BY expires_at, id LIMIT $5`+lock+`)
 		UPDATE leases SET ended_at = $1, end_reason = $2, revocation = $3, urgency = $4,
 		due_at = $1,
 		state = CASE WHEN ending = 'word' OR ending = 'expiry' AND expires_at <= $1 THEN 'revoked' ELSE 'revoking' END,
 		gone_at = CASE WHEN ending = 'word' OR ending = 'expiry' AND expires_at <= $1 THEN CAST($1 AS BIGINT) ELSE 0 END
-		WHERE ended_at = 0 AND id IN (SELECT id FROM part) RETURNING `+leaseColumns, args...)
+		WHERE `+lives+` AND id IN (SELECT id FROM part) RETURNING `+leaseColumns, args...)
 }
 
 // ClaimLeases implements lease.WorkTx.
