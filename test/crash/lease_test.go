@@ -271,7 +271,7 @@ func TestFault01KillAtEveryPoint(t *testing.T) {
 	t.Logf("-chaos.seed=%d", *seed)
 	rng := rand.New(rand.NewPCG(*seed, 1))
 	b := newBank(t, 3)
-	b.site.start()
+	b.start()
 	l := newLoad(b.site)
 	l.patience = time.Minute
 	for i := range 6 {
@@ -305,7 +305,7 @@ func TestFault01KillAtEveryPoint(t *testing.T) {
 	l.stop()
 	// By policy leases live for 6 seconds; the rest is the time to resolve them.
 	within(t, 36*time.Second, b.left)
-	b.site.stop()
+	b.stop()
 	found := b.grep()
 	for _, u := range l.unexpected {
 		t.Errorf("unexpected: %s", u)
