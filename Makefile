@@ -20,7 +20,7 @@ build: ## bin/writ, one static binary
 
 .PHONY: demo
 demo: build ## play the whole story on this machine and exit
-	@bin/writ demo
+	@go run ./test/postgres/run -optional -- sh -c 'WRIT_POSTGRES="$$WRIT_TEST_POSTGRES" exec bin/writ demo'
 
 .PHONY: dev
 dev: build ## run Writ with an embedded OpenID provider
@@ -91,6 +91,10 @@ postgres-test: ## the tests of the store and of the postgres minter on PostgreSQ
 .PHONY: bench
 bench: ## latency and throughput of /decide on both engines
 	go test -run '^$$' -bench . -benchtime 3s ./test/bench
+
+.PHONY: bench-leases
+bench-leases: ## roles of a PostgreSQL target, minted and revoked through Writ, beside bare SQL
+	WRIT_BENCH=full go test -count=1 -timeout 20m -run '^TestLeases$$' -v ./test/bench
 
 .PHONY: browser-test
 browser-test: ## the pages in a real Chromium

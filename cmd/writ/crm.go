@@ -10,9 +10,11 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
+	"github.com/go-jose/go-jose/v4"
 
 	"github.com/writsec/writ/internal/dev"
 )
@@ -62,10 +64,14 @@ func newOfflineCRM(ctx context.Context, writ, audience string) (*crm, error) {
 	if err := getJSON(ctx, writ+"/.well-known/oauth-authorization-server", &metadata); err != nil {
 		return nil, err
 	}
-	verifier := oidc.NewVerifier(metadata.Issuer, oidc.NewRemoteKeySet(ctx, metadata.JWKSURI), &oidc.Config{
+	verifier := oidc.NewVerifier(metadata.Issuer, &freshKeys{url: metadata.JWKSURI}, &oidc.Config{
 		ClientID: audience, SupportedSigningAlgs: []string{oidc.ES256},
 	})
 	return newCRM("the CRM that verifies offline", func(ctx context.Context, token string) error {
+		jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256})
+		if err != nil || jws.Signatures[0].Header.ExtraHeaders[jose.HeaderType] != "at+jwt" { // go-oidc does not look
+			return errors.Join(errors.New("not an access token"), err)
+		}
 		t, err := verifier.Verify(ctx, token)
 		if err != nil {
 			return err
@@ -78,6 +84,27 @@ func newOfflineCRM(ctx context.Context, writ, audience string) (*crm, error) {
 		}
 		return nil
 	})
+}
+
+// freshKeys begins anew every five minutes. By itself, a RemoteKeySet goes on with a key
+// that Writ has withdrawn until somebody brings one that it does not know (docs/tokens.md).
+type freshKeys struct {
+	url string
+
+	mu      sync.Mutex
+	keys    *oidc.RemoteKeySet
+	fetched time.Time
+}
+
+// VerifySignature implements oidc.KeySet.
+func (k *freshKeys) VerifySignature(ctx context.Context, token string) ([]byte, error) {
+	k.mu.Lock()
+	if k.keys == nil || time.Since(k.fetched) > 5*time.Minute {
+		k.keys, k.fetched = oidc.NewRemoteKeySet(context.Background(), k.url), time.Now()
+	}
+	keys := k.keys
+	k.mu.Unlock()
+	return keys.VerifySignature(ctx, token)
 }
 
 // newIntrospectingCRM asks Writ about every token, so that it sees a revocation at

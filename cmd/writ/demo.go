@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/writsec/writ/client"
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/dev"
@@ -19,10 +21,11 @@ import (
 )
 
 type demoCmd struct {
-	Verbose bool `short:"v" help:"Show Writ's own log."`
+	Postgres string `env:"WRIT_POSTGRES" placeholder:"URL" help:"PostgreSQL server, of 16 or later, as a superuser, for the scenes with a database; it is left as it was. make demo brings its own."`
+	Verbose  bool   `short:"v" help:"Show Writ's own log."`
 }
 
-const demoLimit = time.Minute
+const demoLimit = 2 * time.Minute
 
 func (d *demoCmd) Run(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, demoLimit)
@@ -38,7 +41,8 @@ func (d *demoCmd) Run(ctx context.Context) (err error) {
 	}
 	const anyPort = "127.0.0.1:0"
 	w, err := dev.New(ctx, dev.Config{
-		Dir: dir, Listen: anyPort, OpsListen: anyPort, IDPListen: anyPort, Logger: telemetry.NewTextLogger(logs, 0),
+		Dir: dir, Listen: anyPort, OpsListen: anyPort, IDPListen: anyPort, Postgres: d.Postgres,
+		Logger: telemetry.NewTextLogger(logs, 0),
 	})
 	if err != nil {
 		return err
@@ -51,7 +55,11 @@ func (d *demoCmd) Run(ctx context.Context) (err error) {
 	s := &story{ctx: ctx, Dev: w, screen: newScreen(os.Stdout)}
 	err = s.play()
 	stop()
-	return errors.Join(err, <-stopped)
+	err = errors.Join(err, <-stopped)
+	if w.Database != nil {
+		err = errors.Join(err, w.Database.Drop(context.WithoutCancel(ctx)))
+	}
+	return err
 }
 
 // story is what the demo plays. Each scene says what it expects before it looks;
@@ -63,32 +71,58 @@ type story struct {
 
 	alice, bob *client.Client
 	sales, hr  *client.Session
-	reading    *client.Decision // scene a
-	offboard   client.Request   // scene c
+	reading    *client.Decision // what read got
+	offboard   client.Request   // what approve asked
+	admin      *pgx.Conn        // a superuser at the database; nil: there is none
+	role       *role            // what query got
+	freeze     string           // the id of the revocation
 }
 
-func (s *story) play() error {
+type scene struct {
+	name string
+	play func() (string, error)
+}
+
+func (s *story) play() (err error) {
 	s.title("Writ: an agent holds no standing privilege. It asks, and gets a credential for just that action.")
-	for _, scene := range []struct {
-		name string
-		play func() (string, error)
-	}{
-		{"(a) alice's agent reads an opportunity; the CRM takes its token", s.read},
-		{"(b) … and tries to pay someone: outside alice's grants", s.overreach},
-		{"(c) bob's agent starts an HR offboarding; bob approves on his phone", s.approve},
-		{"(d) … and uses the same approval again", s.reuse},
-		{"(e) … and changes a parameter after another approval", s.change},
-		{"(f) alice's agent releases its credential", s.release},
-		{"(g) bob's session ends, with all it still held", s.endSession},
-	} {
-		s.begin(scene.name)
+	scenes := []scene{
+		{"alice's agent reads an opportunity; the CRM takes its token", s.read},
+		{"… and tries to pay someone: outside alice's grants", s.overreach},
+		{"bob's agent starts an HR offboarding; bob approves on his phone", s.approve},
+		{"… and uses the same approval again", s.reuse},
+		{"… and changes a parameter after another approval", s.change},
+		{"alice's agent releases its credential", s.release},
+		{"bob's session ends, with all it still held", s.endSession},
+	}
+	if s.Database != nil {
+		if s.admin, err = pgx.Connect(s.ctx, s.Database.URL); err != nil {
+			return fmt.Errorf("look at the CRM's database: %w", err)
+		}
+		defer func() { err = errors.Join(err, s.admin.Close(context.WithoutCancel(s.ctx))) }()
+		scenes = append(scenes,
+			scene{"alice's agent queries the CRM's PostgreSQL: a role of its own, for a minute", s.query},
+			scene{"… and tries to write", s.write},
+			scene{"… and releases the role, with a connection still open", s.releaseRole},
+		)
+	}
+	scenes = append(scenes,
+		scene{"the kill switch: olga, an operator, stops alice", s.kill},
+		scene{"… and lets alice on again", s.lift},
+	)
+	letter := 'a'
+	for _, scene := range scenes {
+		s.begin(letter, scene.name)
 		came, err := scene.play()
 		s.outcome(came, err)
 		if err != nil {
-			return fmt.Errorf("scene %s: %w", scene.name[:3], err)
+			return fmt.Errorf("scene (%c): %w", letter, err)
 		}
+		letter++
 	}
-	return s.record()
+	if s.Database == nil {
+		s.note("Not played, for want of a PostgreSQL: credentials for databases. `make demo` brings one; or: writ demo --postgres URL")
+	}
+	return s.record(letter)
 }
 
 func (s *story) agent(user, agent string) (*client.Client, error) {
@@ -102,16 +136,12 @@ func (s *story) read() (came string, err error) {
 	}
 	s.sales, err = s.alice.OpenSession(s.ctx, client.SessionRequest{
 		Task:     "Summarise the pipeline",
-		Envelope: &client.Envelope{Actions: []string{"crm.**"}, Resources: []client.ResourcePattern{{Type: "crm.opportunity", ID: "**"}}},
+		Envelope: &client.Envelope{Actions: []string{"crm.**"}, Resources: []client.ResourcePattern{{Type: "crm.opportunity", ID: "**"}, {Type: "crm.tenant", ID: "acme"}}},
 	})
 	if err != nil {
 		return "", err
 	}
-	s.reading, err = s.alice.Decide(s.ctx, client.Request{
-		Session: s.sales.ID, Intent: client.Intent{Action: "crm.opportunity.read", Purpose: "Summarise the pipeline"},
-		Resource: client.Resource{Type: "crm.opportunity", ID: "opp-42"},
-	})
-	if err != nil {
+	if s.reading, err = s.alice.Decide(s.ctx, readOpportunity(s.sales.ID)); err != nil {
 		return "", err
 	}
 	if err := expect(s.reading, client.Allow, "read_opportunity"); err != nil {
@@ -123,6 +153,13 @@ func (s *story) read() (came string, err error) {
 		return "", err
 	}
 	return came, s.alice.Report(s.ctx, s.reading.ID, "succeeded", "")
+}
+
+func readOpportunity(session string) client.Request {
+	return client.Request{
+		Session: session, Intent: client.Intent{Action: "crm.opportunity.read", Purpose: "Summarise the pipeline"},
+		Resource: client.Resource{Type: "crm.opportunity", ID: "opp-42"},
+	}
 }
 
 // use takes the token to two resource servers.
@@ -301,13 +338,17 @@ func (s *story) activeLeases(session string) (n int, err error) {
 }
 
 // record shows what Writ wrote down of the story, and proves its last entry.
-func (s *story) record() error {
+func (s *story) record(letter rune) error {
 	var entries []audit.Sequenced
 	var head audit.Head
 	for {
 		var load sqlstore.Load
+		var ending []lease.Lease
 		err := s.Server.Store().View(s.ctx, func(tx *sqlstore.Tx) (err error) {
 			if load, err = tx.Load(s.ctx); err != nil {
+				return err
+			}
+			if ending, err = tx.Leases(s.ctx, lease.Query{State: lease.Revoking, Limit: 1}); err != nil {
 				return err
 			}
 			if head, err = audit.HeadOf(s.ctx, tx); err != nil {
@@ -319,10 +360,10 @@ func (s *story) record() error {
 		if err != nil {
 			return err
 		}
-		if load.Unsequenced == 0 {
+		if load.Unsequenced == 0 && len(ending) == 0 {
 			break
 		}
-		select { // what was recorded is in the log within a moment
+		select { // what ends has ended, and is in the log, within a moment
 		case <-s.ctx.Done():
 			return s.ctx.Err()
 		case <-time.After(50 * time.Millisecond):
@@ -331,7 +372,7 @@ func (s *story) record() error {
 	if len(entries) < 10 {
 		return fmt.Errorf("the audit log has %d entries, expected the whole story", len(entries))
 	}
-	return s.table(entries, head)
+	return s.table(letter, entries, head)
 }
 
 func expect(d *client.Decision, effect client.Effect, reason string) error {

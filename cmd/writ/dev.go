@@ -15,6 +15,7 @@ type devCmd struct {
 	Dir      string `default:".writ" type:"path" help:"Folder for data and sample policies."`
 	Policies string `type:"existingdir" help:"Directory of Rego to use instead of the sample policies."`
 	Port     uint16 `default:"8180" help:"Port of the API; the next two are for operations and for the OpenID provider. 0 takes any free ones."`
+	Postgres string `env:"WRIT_POSTGRES" placeholder:"URL" help:"PostgreSQL server, of 16 or later, as a superuser: a CRM's database is made there, for credentials of the minter crm-db. Or a database that writ postgres bootstrap has prepared, as the minter's account."`
 	Quiet    bool   `short:"q" help:"Log only what goes wrong."`
 }
 
@@ -36,7 +37,7 @@ func (d *devCmd) Run(ctx context.Context) error {
 	}
 	defer stopTracing()
 	w, err := dev.New(ctx, dev.Config{
-		Dir: d.Dir, Policies: d.Policies, Listen: at(0), OpsListen: at(1), IDPListen: at(2), Logger: log,
+		Dir: d.Dir, Policies: d.Policies, Listen: at(0), OpsListen: at(1), IDPListen: at(2), Postgres: d.Postgres, Logger: log,
 	})
 	if stopped(ctx, err) {
 		return nil
@@ -50,6 +51,9 @@ func (d *devCmd) Run(ctx context.Context) error {
 		w.URL, w.IDP.Issuer(),
 		w.URL, w.IDP.Issuer(),
 		near(filepath.Join(d.Dir, "writ.yaml")))
+	if w.Database != nil {
+		fmt.Printf(devDatabaseText, w.URL, w.IDP.Issuer())
+	}
 	return w.Run(ctx)
 }
 
@@ -90,5 +94,11 @@ curl -s %s/sessions -H 'Content-Type: application/json' -H "Authorization: Beare
 
 The agents are sales-agent, hr-agent and finance-agent; olga pulls the kill switch through ops-console (docs/operations.md).
 See what was written down: writ audit tail --config %s (docs/audit.md has how to prove it).
+
+`
+
+const devDatabaseText = `alice's agent queries the CRM's database: the answer has a role that lives a minute, and its dsn for psql:
+
+curl -s %s/decide -H 'Content-Type: application/json' -H "Authorization: Bearer $(curl -s '%s/dev/token?user=alice&agent=sales-agent')" -d '{"intent":{"action":"crm.database.query"},"resource":{"type":"crm.tenant","id":"acme"}}'
 
 `

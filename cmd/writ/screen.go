@@ -26,7 +26,11 @@ func newScreen(out *os.File) *screen {
 
 func (s *screen) title(text string) { fmt.Fprintf(s.out, "%s%s%s\n\n", s.bold, text, s.no) }
 
-func (s *screen) begin(scene string) { fmt.Fprintf(s.out, "%s%s%s\n", s.bold, scene, s.no) }
+func (s *screen) begin(letter rune, scene string) {
+	fmt.Fprintf(s.out, "%s(%c) %s%s\n", s.bold, letter, scene, s.no)
+}
+
+func (s *screen) note(text string) { fmt.Fprintf(s.out, "\n%s%s%s\n", s.dim, text, s.no) }
 
 func (s *screen) aside(text string) { fmt.Fprintf(s.out, "          %s%s%s\n", s.dim, text, s.no) }
 
@@ -38,10 +42,17 @@ func (s *screen) outcome(came string, err error) {
 	fmt.Fprintf(s.out, "    %sok%s    %s\n", s.good, s.no, came)
 }
 
-// table shows audit entries, one line each, and the head that commits to them.
-func (s *screen) table(entries []audit.Sequenced, head audit.Head) error {
-	fmt.Fprintf(s.out, "\n%s(h) What Writ wrote down, each entry in the transaction of what it records:%s\n", s.bold, s.no)
+// rowsShown are enough to see what an entry is like.
+const rowsShown = 24
+
+// table shows the last audit entries, one line each, and the head that commits to all.
+func (s *screen) table(letter rune, entries []audit.Sequenced, head audit.Head) error {
+	fmt.Fprintf(s.out, "\n%s(%c) What Writ wrote down, each entry in the transaction of what it records:%s\n", s.bold, letter, s.no)
 	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	if earlier := len(entries) - rowsShown; earlier > 0 {
+		fmt.Fprintf(s.out, "%s… %d entries before%s\n", s.dim, earlier, s.no)
+		entries = entries[earlier:]
+	}
 	for _, sequenced := range entries {
 		e, err := audit.ParseRecord(sequenced.Record)
 		if err != nil {
@@ -50,7 +61,7 @@ func (s *screen) table(entries []audit.Sequenced, head audit.Head) error {
 		fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", sequenced.Index, e.Kind, who(e), what(e))
 	}
 	_ = w.Flush() // a screen that is gone shows nothing
-	fmt.Fprintf(s.out, "\n%sThe signed head of the Merkle tree over them; altering any entry would change its third line:%s\n%s", s.dim, s.no, head.Checkpoint)
+	fmt.Fprintf(s.out, "\n%sThe signed head of the Merkle tree over them; altering any would change its third line:%s\n%s", s.dim, s.no, head.Checkpoint)
 	fmt.Fprintf(s.out, "\n%sNext: writ dev (in the checkout, make dev) runs the same parts for you to call.%s\n", s.dim, s.no)
 	return nil
 }
@@ -81,6 +92,9 @@ func what(e audit.Entry) string {
 		return text
 	}
 	if scope, ok := d["scope"].(map[string]any); ok {
+		if groups, ok := scope["groups"]; ok {
+			return fmt.Sprint("groups ", groups, ", tenant ", scope["tenant"])
+		}
 		return fmt.Sprint("scope ", scope["scopes"])
 	}
 	for _, key := range []string{"outcome", "service", "origin", "message", "reason", "state", "acr", "provider"} {

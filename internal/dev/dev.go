@@ -49,6 +49,10 @@ type Config struct {
 	Listen, OpsListen, IDPListen string
 	// IDPKey signs the embedded provider's tokens; nil for a fresh one.
 	IDPKey *ecdsa.PrivateKey
+	// Postgres is the URL of a PostgreSQL server, of 16 or later, as a superuser: the CRM's
+	// database is made there, and stays until Database.Drop. Or it is the URL of a
+	// database that is a target already, as the minter's account. "" for no such minter.
+	Postgres string
 	// Change edits Writ's configuration before it starts; nil for none.
 	Change func(*config.Config)
 	Logger *slog.Logger
@@ -64,6 +68,8 @@ type Dev struct {
 	Policies string
 	// Services are the resource servers that may introspect, by audience.
 	Services map[string]Service
+	// Database is the CRM's; nil for none.
+	Database *Database
 }
 
 const rootKeyFile = "root.key"
@@ -113,11 +119,17 @@ func New(ctx context.Context, cfg Config) (_ *Dev, err error) {
 	defer func() {
 		if err != nil {
 			_ = d.IDP.Close()
+			err = errors.Join(err, d.Database.giveUp(ctx))
 		}
 	}()
 	wc, err := d.serverConfig(cfg)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.Postgres != "" {
+		if d.Database, wc.Minters[crmMinter], err = openCRM(ctx, cfg.Dir, cfg.Postgres); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.Change != nil {
 		cfg.Change(&wc)

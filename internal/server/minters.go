@@ -40,14 +40,14 @@ type leaseWork struct {
 }
 
 const (
-	surveyEvery = 15 * time.Second
+	surveyEvery = 5 * time.Second
 	orphanGrace = 2 * time.Minute
 )
 
 func newLeaseWork(minters map[string]lease.Minter, store *sqlstore.Store, m *telemetry.Metrics, log *slog.Logger) leaseWork {
 	w := leaseWork{
 		breakers: map[string]*lease.Breaker{},
-		worker:   &lease.Worker{Store: sqlstore.For[lease.WorkTx](store), Targets: map[string]lease.Target{}, Metrics: m, Logger: log},
+		worker:   &lease.Worker{Store: sqlstore.For[lease.WorkTx](store).Urgent(), Targets: map[string]lease.Target{}, Metrics: m, Logger: log},
 		surveys: &lease.Surveys{
 			Store: sqlstore.For[lease.SurveyTx](store), Targets: map[string]lease.Surveyor{},
 			Every: surveyEvery, Grace: orphanGrace, Logger: log,

@@ -126,7 +126,7 @@ func New(ctx context.Context, cfg config.Config, restored bool, log *slog.Logger
 		Stopping: s.stopping, Metrics: metrics, Logger: log,
 	})
 	uses := &lease.Uses{Store: sqlstore.For[audit.Tx](s.store), Logger: log}
-	revoker := &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store), Metrics: metrics}
+	revoker := &revocation.Revoker{Store: sqlstore.For[revocation.Tx](s.store).Urgent(), Metrics: metrics}
 	work := newLeaseWork(minters, s.store, metrics, log)
 	settings := session.Settings{
 		DefaultAge: cfg.Sessions.DefaultAge, MaxAge: cfg.Sessions.MaxAge, Idle: cfg.Sessions.Idle, Window: cfg.Sessions.Window,

@@ -21,8 +21,10 @@ import (
 
 const (
 	defaultConnections = 16
+	urgentConnections  = 4                // besides
 	connectTimeout     = 5 * time.Second  // to the server, and for one of the connections to be free
 	statementTimeout   = 10 * time.Second // one statement, waiting for a lock included; the server ends it
+	idleTimeout        = 5 * time.Second  // between two statements of a transaction; less than others wait for it
 	maxAttempts        = 10               // of a transaction that the server told to begin again
 	minVersion         = 160000           // server_version_num
 )
@@ -32,6 +34,7 @@ type postgres struct {
 	store  *Store
 	config *pgx.ConnConfig
 	db     *sql.DB
+	urgent *sql.DB          // of what must not wait for the others
 	fixed  func() time.Time // tests set the clock
 	log    *slog.Logger
 	clock  atomic.Pointer[reading]
@@ -60,7 +63,7 @@ func openPostgres(ctx context.Context, cfg Config, store *Store) (engine, error)
 		"application_name":                    "writ",
 		"timezone":                            "UTC",
 		"statement_timeout":                   strconv.FormatInt(statementTimeout.Milliseconds(), 10),
-		"idle_in_transaction_session_timeout": strconv.FormatInt((2 * statementTimeout).Milliseconds(), 10),
+		"idle_in_transaction_session_timeout": strconv.FormatInt(idleTimeout.Milliseconds(), 10),
 	} {
 		if _, set := c.RuntimeParams[name]; !set {
 			c.RuntimeParams[name] = value
@@ -70,17 +73,19 @@ func openPostgres(ctx context.Context, cfg Config, store *Store) (engine, error)
 		Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3,
 	}}
 	c.DialFunc = dialer.DialContext
-	e := &postgres{store: store, config: c, db: stdlib.OpenDB(*c), fixed: cfg.Now, log: cfg.Logger, stop: func() {}}
+	e := &postgres{store: store, config: c, db: stdlib.OpenDB(*c), urgent: stdlib.OpenDB(*c), fixed: cfg.Now, log: cfg.Logger, stop: func() {}}
 	n := cfg.Connections
 	if n == 0 {
 		n = defaultConnections
 	}
-	e.db.SetMaxOpenConns(n)
-	e.db.SetMaxIdleConns(n)
-	e.db.SetConnMaxIdleTime(5 * time.Minute)
-	e.db.SetConnMaxLifetime(time.Hour) // so that a failover is followed in the end, whatever the network hides
+	for db, n := range map[*sql.DB]int{e.db: n, e.urgent: urgentConnections} {
+		db.SetMaxOpenConns(n)
+		db.SetMaxIdleConns(n)
+		db.SetConnMaxIdleTime(5 * time.Minute)
+		db.SetConnMaxLifetime(time.Hour) // so that a failover is followed in the end, whatever the network hides
+	}
 	if err := e.checkVersion(ctx); err != nil {
-		return nil, errors.Join(err, e.db.Close())
+		return nil, errors.Join(err, e.db.Close(), e.urgent.Close())
 	}
 	if !cfg.Tool {
 		return e, nil
@@ -139,7 +144,11 @@ const clockQuery = `SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bi
 func (e *postgres) conn(ctx context.Context) (*sql.Conn, error) {
 	wait, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	return e.db.Conn(wait)
+	db := e.db
+	if ctx.Value(urgent{}) != nil {
+		db = e.urgent
+	}
+	return db.Conn(wait)
 }
 
 // pgTx is a transaction on a connection of its own. It speaks to the server below
@@ -377,5 +386,5 @@ func (e *postgres) hear(ctx context.Context, listening func()) error {
 func (e *postgres) Close() error {
 	e.stop()
 	e.listener.Wait()
-	return e.db.Close()
+	return errors.Join(e.db.Close(), e.urgent.Close())
 }

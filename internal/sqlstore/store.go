@@ -235,14 +235,30 @@ func (s *Store) Watch(topic string) (wake <-chan struct{}, stop func()) { return
 // *Tx is not a T, which the first test finds.
 func For[T any](s *Store) Narrow[T] {
 	_ = any((*Tx)(nil)).(T)
-	return Narrow[T]{s}
+	return Narrow[T]{Store: s}
 }
 
 // Narrow is a Store whose transactions are seen as T.
-type Narrow[T any] struct{ *Store }
+type Narrow[T any] struct {
+	*Store
+	urgent bool
+}
+
+// Urgent is for what must get through a flood of other updates: it has connections of its
+// own.
+func (n Narrow[T]) Urgent() Narrow[T] {
+	n.urgent = true
+	return n
+}
+
+// urgent marks the contexts of such updates.
+type urgent struct{}
 
 // Update is Store.Update.
 func (n Narrow[T]) Update(ctx context.Context, f func(T) error) error {
+	if n.urgent {
+		ctx = context.WithValue(ctx, urgent{}, true)
+	}
 	return n.Store.Update(ctx, func(tx *Tx) error { return f(any(tx).(T)) })
 }
 

@@ -43,7 +43,7 @@ verdict["pay"] := {"effect": "deny", "reasons": [{"code": "over_budget", "messag
 
 verdict["query"] := {
 	"effect": "allow", "reasons": [{"code": "ok", "message": "Fine"}],
-	"credential": {"minter": "db", "ttl": "20s", "scope": {"groups": ["app_ro"]}},
+	"credential": {"minter": "db", "ttl": "6s", "scope": {"groups": ["app_ro"]}},
 }
 
 verdict["ask"] := {

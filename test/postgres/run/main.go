@@ -1,8 +1,9 @@
 // Command run gives one server to a command and all it starts:
 //
-//	go run ./test/postgres/run [-version N] [-set name=value ...] -- go test ./...
+//	go run ./test/postgres/run [-version N] [-set name=value ...] [-optional] -- go test ./...
 //
-// The command finds it by [postgres.SharedEnv]. Unless -set says otherwise, the server
+// The command finds it by [postgres.SharedEnv]. With -optional it runs without one if
+// none can be had. Unless -set says otherwise, the server
 // is fast rather than safe from a crash of the machine. The exit status is that of the
 // command, or 128 and the signal that ended it, as in a shell (go run itself makes 1
 // of any failure).
@@ -41,6 +42,7 @@ func run() (code int, err error) {
 		o.Settings[name] = value
 		return nil
 	})
+	optional := flag.Bool("optional", false, "if no server can be had, say why and run the command without one")
 	flag.Parse()
 	if flag.NArg() == 0 {
 		return 2, errors.New("expected a command")
@@ -50,7 +52,12 @@ func run() (code int, err error) {
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	s, err := postgres.Start(ctx, o)
+	interrupted := ctx.Err() != nil
 	stop()
+	if err != nil && *optional && !interrupted {
+		fmt.Fprintln(os.Stderr, "postgres: none here:", err)
+		return command("", signals)
+	}
 	if err != nil {
 		return 1, err
 	}
@@ -61,10 +68,14 @@ func run() (code int, err error) {
 	return code, err
 }
 
+// command runs what is to be run; dsn may be "".
 func command(dsn string, signals <-chan os.Signal) (code int, err error) {
 	c := exec.Command(flag.Arg(0), flag.Args()[1:]...)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.Env = append(os.Environ(), postgres.SharedEnv+"="+dsn)
+	c.Env = os.Environ()
+	if dsn != "" {
+		c.Env = append(c.Env, postgres.SharedEnv+"="+dsn)
+	}
 	if err := c.Start(); err != nil {
 		return 1, err
 	}

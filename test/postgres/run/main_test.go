@@ -106,3 +106,18 @@ func TestRunWithoutServer(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 }
+
+// What can do without a server is run, and told nothing of one.
+func TestRunOptional(t *testing.T) {
+	t.Parallel()
+	c := exec.Command(build(t), "-version", "15", "-optional", "--", "sh", "-c", "echo \"<$"+postgres.SharedEnv+">\"; exit 3")
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, postgres.SharedEnv+"=") {
+			c.Env = append(c.Env, v)
+		}
+	}
+	out, err := c.CombinedOutput()
+	if status(t, err) != 3 || !strings.Contains(string(out), "none here: PostgreSQL 15 is too old") || !strings.Contains(string(out), "\n<>\n") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
