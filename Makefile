@@ -75,9 +75,12 @@ go-test: ## go test -race on SQLite and a real PostgreSQL, end-to-end tests incl
 	@mkdir -p dist
 	go run ./test/postgres/run -- $(TOOL) gotestsum --format pkgname-and-test-fails --jsonfile dist/go-test.json -- -race ./...
 
+# Where fault tests are. They run one after the other, since many of them measure.
+FAULT_TESTS = ./internal/minter ./internal/lease ./internal/decision ./internal/server ./test/crash
+
 .PHONY: chaos
-chaos: ## kill replicas and PostgreSQL under load, some 200 times, and look for what is lost
-	WRIT_CHAOS=full go test -count=1 -timeout 50m -run TestChaos -v ./test/crash
+chaos: ## kill replicas and PostgreSQL under load, and the long forms of the fault tests (docs/reliability.md)
+	WRIT_CHAOS=full go test -count=1 -timeout 50m -p 1 -run 'TestChaos|TestFault' -v $(FAULT_TESTS) | grep -vE '^=== |^ *--- PASS.*/'
 
 # What speaks to PostgreSQL, on each version that Writ supports.
 .PHONY: postgres-test
@@ -88,6 +91,10 @@ postgres-test: ## the tests of the store and of the postgres minter on PostgreSQ
 .PHONY: bench
 bench: ## latency and throughput of /decide on both engines
 	go test -run '^$$' -bench . -benchtime 3s ./test/bench
+
+.PHONY: bench-leases
+bench-leases: ## roles of a PostgreSQL target, minted and revoked through Writ, beside bare SQL
+	WRIT_BENCH=full go test -count=1 -timeout 20m -run '^TestLeases$$' -v ./test/bench
 
 .PHONY: browser-test
 browser-test: ## the pages in a real Chromium

@@ -37,7 +37,7 @@ type logStore struct {
 }
 
 func (l logStore) open(ctx context.Context) (*sqlstore.Store, config.Config, error) {
-	cfg, err := config.Load(l.Config)
+	cfg, err := config.LoadStore(l.Config)
 	if err != nil {
 		return nil, cfg, err
 	}

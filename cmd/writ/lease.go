@@ -243,6 +243,9 @@ func (c *leaseRevokeCmd) Run(ctx context.Context, k *kong.Context) error {
 		if c.Freeze != nil {
 			freeze = *c.Freeze
 		}
+		if err := c.known(ctx, store, cfg); err != nil && freeze {
+			return err
+		}
 		if scope.Kind == revocation.OfAgent {
 			agent := agentOf(cfg, c.Agent.Ref)
 			scope.Issuer, scope.Value = agent.Issuer, agent.ID
@@ -254,6 +257,21 @@ func (c *leaseRevokeCmd) Run(ctx context.Context, k *kong.Context) error {
 			return err
 		}
 		return printRevocation(k, p, c.JSON)
+	})
+}
+
+// known refuses the name of a minter that neither the configuration nor a lease has: its
+// freeze would look like a success.
+func (c *leaseRevokeCmd) known(ctx context.Context, store *sqlstore.Store, cfg config.Config) error {
+	if _, configured := cfg.Minters[c.Minter]; c.Minter == "" || configured {
+		return nil
+	}
+	return store.View(ctx, func(tx *sqlstore.Tx) error {
+		made, err := tx.Leases(ctx, lease.Query{Minter: c.Minter, Limit: 1})
+		if err == nil && len(made) == 0 {
+			err = fmt.Errorf("--minter: neither the configuration nor a lease has %q; --no-freeze revokes without a look at the name", c.Minter)
+		}
+		return err
 	})
 }
 
@@ -333,10 +351,13 @@ func printRevocation(k *kong.Context, p revocation.Progress, asJSON bool) error 
 	fmt.Fprintf(out, "%s: in force since %s.\n", p.ID, moment(p.At))
 	fmt.Fprintf(out, "Ended %d sessions and %d leases, of which %d were seen to be gone.\n", p.Sessions, p.Leases, p.Gone)
 	if p.EndedAt.IsZero() {
-		fmt.Fprintln(out, "There is more to end; a running Writ carries on. What is in the scope is good for nothing already.")
+		fmt.Fprintln(out, "There is more to end: a running Writ carries on. Nothing in the scope is granted or confirmed any more.")
 	}
 	if n := p.Leases - p.Gone; n > 0 {
-		fmt.Fprintf(out, "%d are still to be unmade at their targets, or to expire, by a running Writ: writ lease list --revocation %s\n", n, p.ID)
+		fmt.Fprintf(out, "Not gone yet: %d. They go on working until a running Writ has unmade them at their targets, or they expire: writ lease list --revocation %s\n", n, p.ID)
+	}
+	if p.Sessions == 0 && p.Leases == 0 && p.Scope.Kind != revocation.OfAll {
+		fmt.Fprintln(out, "Nothing was found in this scope: is its name right?")
 	}
 	if p.Frozen {
 		fmt.Fprintf(out, "Nothing new is allowed in this scope until: writ lease lift %s\n", p.ID)

@@ -201,7 +201,7 @@ func TestLeaseRevokeCommandSaysWhatIsLeft(t *testing.T) {
 	b := newLeaseBench(t)
 	_, l := b.allow("alice", "crm-agent", "db", true)
 	out := b.run(0, "lease", "revoke", "--minter", "db")
-	want(t, out, "in force since", "Ended 0 sessions and 1 leases, of which 0 were seen to be gone.", "1 are still to be unmade", "writ lease lift rev_")
+	want(t, out, "in force since", "Ended 0 sessions and 1 leases, of which 0 were seen to be gone.", "Not gone yet: 1.", "writ lease lift rev_")
 	if got := b.lease(l.ID); got.State != lease.Revoking {
 		t.Errorf("%+v", got)
 	}
@@ -225,4 +225,19 @@ func TestLeaseRevokeCommandIsStrict(t *testing.T) {
 	if got := b.lease(l.ID); got.State != lease.Active {
 		t.Errorf("a refused command revoked: %+v", got)
 	}
+}
+
+// An operator has moved bad policies away, and a mount with secrets is gone.
+func TestLeaseRevokeCommandNeedsTheStoreAlone(t *testing.T) {
+	t.Parallel()
+	b := newLeaseBench(t)
+	_, l := b.allow("alice", "crm-agent", "db", true)
+	b.write("writ.yaml", strings.Replace(benchConfig, "policies", "nowhere", 1)+leaseAgents+
+		"nonsense: true\nservices: [{id: crm-api, secret_file: nowhere, audience: urn:x}]\n")
+	if out := b.run(0, "lease", "revoke", "--all"); b.lease(l.ID).State != lease.Revoking {
+		t.Error(out)
+	}
+	b.run(1, "lease", "revoke", "--minter", "dbb") // a typo must not look like a success
+	b.write("writ.yaml", strings.Replace(benchConfig, "store:", "stor:", 1))
+	b.run(1, "lease", "revoke", "--all")
 }

@@ -106,11 +106,7 @@ func (c *Config) check(fail failFunc) {
 		fail("external_url", "is %q, expected no slash at the end", c.ExternalURL)
 	}
 	c.checkStore(fail)
-	if fail.file("root_key_file", c.RootKeyFile) {
-		if _, err := RootKey(c.RootKeyFile); err != nil {
-			fail("root_key_file", "%v", err)
-		}
-	}
+	c.checkRootKey(fail)
 	c.Policy.check(fail)
 	fail.positive("sessions.default_age", c.Sessions.DefaultAge)
 	fail.positive("sessions.max_age", c.Sessions.MaxAge)
@@ -261,6 +257,14 @@ func (a Audit) check(fail failFunc) {
 	}
 	if a.Copies.URLTokenFile != "" {
 		fail.secret("audit.copies.url_token_file", a.Copies.URLTokenFile)
+	}
+}
+
+func (c *Config) checkRootKey(fail failFunc) {
+	if fail.file("root_key_file", c.RootKeyFile) {
+		if _, err := RootKey(c.RootKeyFile); err != nil {
+			fail("root_key_file", "%v", err)
+		}
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -411,6 +413,27 @@ func Load(path string) (Config, error) {
 		return Config{}, &Error{File: path, Text: "cannot be read: " + reason(err)}
 	}
 	return parse(path, data)
+}
+
+// LoadStore reads a file for what only works on the store: whatever else is wrong in it,
+// or missing beside it, is no hindrance. It holds the kill switch.
+func LoadStore(path string) (Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, &Error{File: path, Text: "cannot be read: " + reason(err)}
+	}
+	d := &decoder{file: path, lines: map[string]int{}}
+	cfg := Default()
+	if d.decode(data, &cfg) {
+		cfg.fill(filepath.Dir(path))
+		cfg.checkStore(d.failKey)
+		cfg.checkRootKey(d.failKey)
+	}
+	d.errs = slices.DeleteFunc(d.errs, func(e *Error) bool {
+		key, _, _ := strings.Cut(e.Key, "[")
+		return e.Key != "" && !slices.Contains([]string{"store", "store_password_file", "store_connections", "durability", "root_key_file", "agents"}, key)
+	})
+	return cfg, d.err()
 }
 
 func parse(path string, data []byte) (Config, error) {

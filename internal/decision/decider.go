@@ -100,6 +100,7 @@ func (d *Decider) decide(ctx context.Context, req Request, caller identity.Calle
 		return Answer{}, logStuck()
 	}
 	var made done
+	req.tried = new(bool)
 	err := d.inTurn(ctx, func() (scope string, err error) {
 		scope, made, err = d.attempt(ctx, req, caller)
 		return scope, err
@@ -184,8 +185,10 @@ func (d *Decider) attempt(ctx context.Context, req Request, caller identity.Call
 // conclude makes a ruling durable, and where an operator has stopped what it would
 // grant, the denial.
 func (d *Decider) conclude(ctx context.Context, req Request, s situation, r ruling) (done, error) {
-	if r.grant != nil && !d.cfg.Breakers[r.grant.Minter].Allow() {
-		return done{}, mintFailed(errors.New("the target has failed again and again"))
+	if r.grant != nil && !*req.tried {
+		if *req.tried = d.cfg.Breakers[r.grant.Minter].Allow(); !*req.tried {
+			return done{}, brokenTarget()
+		}
 	}
 	record, granted, err := d.commit(ctx, req, s, r)
 	if errors.Is(err, lease.ErrHalted) {
@@ -564,7 +567,11 @@ func (d *Decider) replay(ctx context.Context, s situation, caller identity.Calle
 		return done{answer: r.Answer}, nil
 	}
 	var next lease.Lease
+	tried := false
 	err := d.cfg.Store.Update(ctx, func(tx Tx) error {
+		if err := tx.Guard(ctx); err != nil {
+			return err
+		}
 		now := tx.Now()
 		alive, err := tx.Session(ctx, r.Session)
 		if err != nil {
@@ -588,6 +595,9 @@ func (d *Decider) replay(ctx context.Context, s situation, caller identity.Calle
 		}
 		if !again || revoked || !alive.Alive(now) {
 			return fault.New(fault.LeaseEnded, "the credential of this decision has ended; ask again with a new Idempotency-Key")
+		}
+		if tried = tried || d.cfg.Breakers[old.Minter].Allow(); !tried {
+			return brokenTarget()
 		}
 		next = old
 		if next.Binds { // the key may be another by now, and is the agent's

@@ -39,6 +39,8 @@ type Request struct {
 	// supersedes is the require_ciba decision of this same request that a wait turned
 	// into a continuation; the idempotency key passes on from it.
 	supersedes string
+	// tried says that the breaker of its target let this request through.
+	tried *bool
 	// widen is the envelope that the act is about: Writ's own question.
 	widen *session.Envelope
 }

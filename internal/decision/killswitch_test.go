@@ -2,7 +2,6 @@ package decision_test
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"testing"
@@ -101,12 +100,6 @@ func TestNoRetryOfWhatWasRevoked(t *testing.T) {
 			t.Errorf("%s: a retry was given what was revoked, without asking policy", kind)
 		}
 	}
-}
-
-type downTarget struct{ *renewable }
-
-func (downTarget) Unmake(context.Context, []lease.Lease) ([]lease.Unmade, error) {
-	return nil, errors.New("the target is down")
 }
 
 // All is gone only if what had ended before is gone too.

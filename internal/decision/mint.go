@@ -49,9 +49,9 @@ func (d *Decider) make(ctx context.Context, o lease.Order) (lease.Made, error) {
 	made, err := minter.Mint(ctx, o)
 	d.cfg.Metrics.MintSeconds.WithLabelValues(o.Lease.Kind).Observe(time.Since(begun).Seconds())
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, lease.ErrDeclined):
 		breaker.Succeed()
-	case errors.Is(err, lease.ErrDeclined), errors.Is(context.Cause(ctx), context.Canceled): // or the caller left
+	case errors.Is(context.Cause(ctx), context.Canceled): // the caller left
 	default:
 		breaker.Fail()
 	}
@@ -80,6 +80,8 @@ func (d *Decider) giveUp(ctx context.Context, l lease.Lease, recall string) erro
 		return lease.Recalled(ctx, tx, l, recall)
 	})
 }
+
+func brokenTarget() error { return mintFailed(errors.New("the target has failed again and again")) }
 
 func mintFailed(err error) error {
 	return &fault.Error{

@@ -25,6 +25,7 @@ func (d *Decider) Renew(ctx context.Context, req Request, leaseID string) (Answe
 		return Answer{}, logStuck()
 	}
 	var made done
+	req.tried = new(bool)
 	err = d.inTurn(ctx, func() (scope string, err error) {
 		scope, made, err = d.attemptRenewal(ctx, req, caller, leaseID)
 		return scope, err

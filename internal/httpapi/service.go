@@ -36,6 +36,9 @@ func (a *API) introspect(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	inactive := map[string]any{"active": false}
+	if _, err := a.Keys.Learn(r.Context(), token); err != nil {
+		return err
+	}
 	claims, leaseID, ok := a.Keys.Claims(token, service.Audience)
 	if !ok {
 		return writeJSON(w, http.StatusOK, inactive)

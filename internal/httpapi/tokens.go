@@ -46,8 +46,14 @@ func (a *API) revokeToken(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	sure, err := a.Keys.Learn(r.Context(), token)
+	if err != nil {
+		return err
+	}
 	audience, leaseID, ok := a.Keys.Lease(token)
 	switch {
+	case !ok && !sure:
+		return fault.New(fault.Unavailable, "the token's key is not known here yet; try again")
 	case ok && audience != service.Audience:
 		return fault.Invalid("token", "is for another audience; only that audience's service, an operator or the agent can end it")
 	case ok:

@@ -130,6 +130,9 @@ var ErrStale = errors.New("lease changed since it was read")
 type Tx interface {
 	audit.Tx
 	Now() time.Time
+	// Guard keeps operators from revoking anything until the commit. What is read after
+	// it is so until then. It comes before anything else that waits.
+	Guard(ctx context.Context) error
 	// Admit looks whether a lease may be added, after whatever an operator stopped up to
 	// now, and until the commit keeps operators from stopping it.
 	Admit(ctx context.Context, l Lease, since time.Time, limits Limits) (Admission, error)
@@ -182,7 +185,8 @@ func (l Lease) Fresh(now time.Time) Lease {
 	if l.Outside {
 		l.State, l.MintDeadline = Intent, now.Add(MintTime)
 	}
-	l.EndedAt, l.GoneAt, l.EndReason = time.Time{}, time.Time{}, ""
+	l.EndedAt, l.GoneAt, l.EndReason, l.Revocation = time.Time{}, time.Time{}, "", ""
+	l.DueAt, l.Attempts, l.LastError = time.Time{}, 0, ""
 	return l
 }
 

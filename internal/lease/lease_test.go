@@ -108,6 +108,7 @@ func TestSecretIsNeverShown(t *testing.T) {
 type world struct {
 	t     *testing.T
 	ctx   context.Context
+	url   string // of the store
 	store *sqlstore.Store
 	s     session.Session
 }
@@ -121,7 +122,7 @@ func inWorld(t *testing.T, f func(w *world)) {
 			t.Fatal(err)
 		}
 		defer func() { _ = store.Close() }()
-		w := &world{t: t, ctx: t.Context(), store: store}
+		w := &world{t: t, ctx: t.Context(), url: "sqlite:" + path, store: store}
 		w.in(func(tx *sqlstore.Tx) error {
 			w.s = session.New(user, agent.Ref, session.Spec{}, session.Settings{DefaultAge: 12 * time.Hour}, tx.Now())
 			return session.Open(w.ctx, tx, w.s, identity.Principal{})

@@ -172,7 +172,7 @@ func (s *sim) work(t *rapid.T) {
 func (s *sim) workAndDie(t *rapid.T) {
 	var leases []lease.Lease
 	s.must(s.in(func(tx *sqlstore.Tx) (err error) {
-		leases, err = tx.ClaimLeases(s.ctx, "db", fmt.Sprint("dead ", s.now.UnixNano(), len(s.leases)), 20*time.Second, 3)
+		leases, err = tx.ClaimLeases(s.ctx, "db", fmt.Sprint("dead ", s.now.UnixNano(), len(s.leases)), 20*time.Second, false, 3)
 		return err
 	}))
 	if rapid.Bool().Draw(t, "unmade") {

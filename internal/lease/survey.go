@@ -114,7 +114,10 @@ func (s *Surveys) record(ctx context.Context, minter string, found []Sighting) (
 			return err
 		}
 		for _, f := range found {
-			if l, ok := known[f.Lease]; ok && l.Minter == minter {
+			if l, ok := known[f.Lease]; ok {
+				if l.Minter != minter { // of another minter at the same server, who looks too
+					continue
+				}
 				if err := sawUses(ctx, tx, l, f); err != nil {
 					return err
 				}

@@ -23,8 +23,9 @@ type WorkTx interface {
 	// ClaimLeases takes up to limit leases of a minter that are due to be unmade, the most
 	// urgent first, under a claim that others respect for a while. They have their Recall.
 	// Those that failed before come after the others, and fewer at a time, so that what
-	// one of them does to the target is its own in the end.
-	ClaimLeases(ctx context.Context, minter, claim string, lapse time.Duration, limit int) ([]Lease, error)
+	// one of them does to the target is its own in the end. freshFirst puts that before
+	// urgency.
+	ClaimLeases(ctx context.Context, minter, claim string, lapse time.Duration, freshFirst bool, limit int) ([]Lease, error)
 	// GoneLeases marks those of the claim revoked that were seen to be gone, forgets what
 	// unmaking them needed, and returns their ids.
 	GoneLeases(ctx context.Context, claim string, ids []string) ([]string, error)
@@ -72,8 +73,8 @@ const (
 func (w *Worker) Run(ctx context.Context) error {
 	var g sync.WaitGroup
 	for name, target := range w.Targets {
-		for range hands {
-			g.Go(func() { w.serve(ctx, name, target) })
+		for hand := range hands {
+			g.Go(func() { w.serve(ctx, name, target, hand > 0) })
 		}
 	}
 	g.Go(func() { w.pass(ctx) })
@@ -81,13 +82,14 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
-// serve unmakes at one target.
-func (w *Worker) serve(ctx context.Context, name string, target Target) {
+// serve unmakes at one target. One hand sees to it that what fails again and again,
+// however urgent, does not keep it from the rest.
+func (w *Worker) serve(ctx context.Context, name string, target Target, freshFirst bool) {
 	wake, stop := w.Store.Watch(UnmakeTopic)
 	defer stop()
 	failures := 0
 	for ctx.Err() == nil {
-		more, err := w.step(ctx, name, target)
+		more, err := w.step(ctx, name, target, freshFirst)
 		switch {
 		case ctx.Err() != nil:
 		case err != nil:
@@ -105,11 +107,11 @@ func (w *Worker) serve(ctx context.Context, name string, target Target) {
 
 // step unmakes one batch; more says that there may be others. An error says that the
 // target, or the store, could not be used.
-func (w *Worker) step(ctx context.Context, name string, target Target) (more bool, err error) {
+func (w *Worker) step(ctx context.Context, name string, target Target, freshFirst bool) (more bool, err error) {
 	claim := rand.Text()
 	var leases []Lease
 	err = w.Store.Update(ctx, func(tx WorkTx) (err error) {
-		leases, err = tx.ClaimLeases(ctx, name, claim, claimLapse, unmakeSize)
+		leases, err = tx.ClaimLeases(ctx, name, claim, claimLapse, freshFirst, unmakeSize)
 		return err
 	})
 	if err != nil || len(leases) == 0 {

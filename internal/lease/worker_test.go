@@ -205,7 +205,7 @@ func TestAKilledWorkersClaimLapses(t *testing.T) {
 		l := w.lent(db, outside("db", time.Minute))
 		w.end(l, lease.EndReleased)
 		w.in(func(tx *sqlstore.Tx) error { // killed after this
-			ls, err := tx.ClaimLeases(w.ctx, "db", "of the dead", 20*time.Second, 10)
+			ls, err := tx.ClaimLeases(w.ctx, "db", "of the dead", 20*time.Second, false, 10)
 			if len(ls) != 1 {
 				t.Errorf("claimed %d", len(ls))
 			}
@@ -506,6 +506,7 @@ func TestSurveys(t *testing.T) {
 		db := &surveyed{target: newTarget()}
 		l := w.lent(db.target, outside("db", time.Hour))
 		gone := w.lent(db.target, outside("db", time.Hour))
+		other := w.lent(newTarget(), outside("db2", time.Hour))
 		w.end(gone, lease.EndReleased)
 		stop := w.work(map[string]lease.Target{"db": db.target})
 		time.Sleep(time.Second)
@@ -516,6 +517,7 @@ func TestSurveys(t *testing.T) {
 			{Name: "writ_" + l.ID, Lease: l.ID, Armed: true, Uses: []lease.Connection{use}},
 			{Name: "writ_" + gone.ID, Lease: gone.ID, Armed: true},
 			{Name: "writ_by_hand", Armed: true},
+			{Name: "writ_" + other.ID, Lease: other.ID, Armed: true}, // of another minter at the same server
 		}
 		ctx, cancel := context.WithCancel(w.ctx)
 		var g sync.WaitGroup

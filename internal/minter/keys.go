@@ -75,6 +75,7 @@ type Keys struct {
 	store    KeyStore
 	rotation Rotation
 	current  atomic.Pointer[keySet]
+	learned  atomic.Int64 // when Learn last read them; Unix nanoseconds
 }
 
 // keySet is the keys of one moment.
@@ -299,6 +300,32 @@ func (k *Keys) verify(token string) ([]byte, error) {
 		return nil, errors.New("not a token of ours")
 	}
 	return jws.Verify(key)
+}
+
+// keyOf is the id of the key that a token says it is signed by; ok if it says that it is
+// an access token.
+func keyOf(token string) (id string, ok bool) {
+	jws, err := jose.ParseSignedCompact(token, algorithms)
+	if err != nil {
+		return "", false
+	}
+	h := jws.Signatures[0].Header
+	return h.KeyID, h.ExtraHeaders[jose.HeaderType] == typeToken
+}
+
+// Learn reads the keys again if a token is signed by one that is not known here yet, such
+// as the one that replaces a compromised key. It reports false where it has just done so
+// for another, and can't tell.
+func (k *Keys) Learn(ctx context.Context, token string) (bool, error) {
+	id, ours := keyOf(token)
+	if _, known := k.current.Load().byID[id]; known || !ours {
+		return true, nil
+	}
+	now, last := time.Now().UnixNano(), k.learned.Load()
+	if now-last < int64(time.Second) || !k.learned.CompareAndSwap(last, now) {
+		return false, nil
+	}
+	return true, k.Refresh(ctx)
 }
 
 // Signer is the id of the key that signs now.

@@ -168,7 +168,7 @@ func TestOAuthRefusedByARealProvider(t *testing.T) {
 
 // Faults of the line: no token twice, none that is given out unseen, and an end that
 // is tried until it is seen.
-func TestOAuthFaultsOfARealProvider(t *testing.T) {
+func TestFault14FaultsOfARealProvider(t *testing.T) {
 	t.Parallel()
 	p := startProvider(t)
 	m := p.minter()

@@ -480,7 +480,7 @@ func TestOAuthRequest(t *testing.T) {
 
 // The target made a token, and its answer was lost: nobody has it, and nothing is
 // asked for again.
-func TestOAuthTimeoutAfterSuccess(t *testing.T) {
+func TestFault14TimeoutAfterSuccess(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	over := make(chan struct{})
@@ -552,7 +552,7 @@ func (s *site) minted(t *testing.T, m *minter.OAuth) lease.Lease {
 }
 
 // The answers to a revocation, and what is believed of them.
-func TestOAuthRevocation(t *testing.T) {
+func TestFault14Revocation(t *testing.T) {
 	t.Parallel()
 	active, inactive := says(200, `{"active":true}`), says(200, `{"active":false}`)
 	for name, c := range map[string]struct {
@@ -617,7 +617,7 @@ func TestOAuthRevocation(t *testing.T) {
 }
 
 // Retry-After is kept to, but can't switch revocation off.
-func TestOAuthRetryAfter(t *testing.T) {
+func TestFault14RetryAfter(t *testing.T) {
 	t.Parallel()
 	for header, want := range map[string]time.Duration{"30": 30 * time.Second, "86400": time.Minute, "0": 0, "-5": 0, "soon": 0, "99999999999": 0} {
 		s := newSite(t)
@@ -730,7 +730,7 @@ func TestOAuthUnmakeBatch(t *testing.T) {
 
 // A target that is away is not asked about each lease of a batch, and the batch fails as
 // one, so that it is tried again soon. What time ended is told all the same.
-func TestOAuthTargetIsAway(t *testing.T) {
+func TestFault14TargetIsAway(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]http.HandlerFunc{
 		"busy": says(503, ""), "overloaded": says(429, ""), "behind a gateway": says(502, ""), "cut off": hijack("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"),
@@ -836,7 +836,7 @@ func FuzzOAuthAnswer(f *testing.F) {
 
 // A crash between the exchange and the record: the lease may be over sooner than the
 // token that nobody has.
-func TestOAuthTokenThatWasNeverRecorded(t *testing.T) {
+func TestFault14TokenThatWasNeverRecorded(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	m := s.exchanger()

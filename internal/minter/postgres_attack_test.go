@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -109,90 +108,9 @@ func TestPostgresBusySessions(t *testing.T) {
 	ended.Wait()
 }
 
-// Logins go on while the role ends: none of them may last.
-func TestPostgresLoginStorm(t *testing.T) {
-	t.Parallel()
-	g := newTarget(t)
-	for range 12 {
-		l := g.lease(g.ro)
-		s := g.mint(t, l)
-		var got []*pgx.Conn
-		var mu sync.Mutex
-		var stop atomic.Bool
-		var all sync.WaitGroup
-		for range 4 {
-			all.Go(func() {
-				for !stop.Load() {
-					if c, err := pgx.Connect(context.Background(), s["dsn"]); err == nil {
-						mu.Lock()
-						got = append(got, c)
-						mu.Unlock()
-					}
-				}
-			})
-		}
-		time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond)
-		g.unmake(t, l)
-		stop.Store(true)
-		all.Wait()
-		g.gone(t, l)
-		for _, c := range got {
-			if _, err := c.Exec(t.Context(), `SELECT 1`); err == nil {
-				t.Error("a session lives on")
-			}
-			_ = c.Close(t.Context())
-		}
-	}
-	if n := value[int](t, g, `SELECT count(*) FROM pg_stat_activity WHERE usesysid IN (SELECT oid FROM writ.lease)`); n != 0 {
-		t.Errorf("%d sessions of nobody", n)
-	}
-}
-
-// Whatever the order in which a mint and its end get to the target, nothing is left.
-func TestPostgresMintAgainstUnmake(t *testing.T) {
-	t.Parallel()
-	g := newTarget(t)
-	var minted, refused atomic.Int32
-	var all sync.WaitGroup
-	for range 4 {
-		all.Go(func() {
-			for range 50 {
-				l := g.lease(g.ro)
-				var pair sync.WaitGroup
-				pair.Go(func() {
-					time.Sleep(time.Duration(rand.IntN(6000)) * time.Microsecond)
-					ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-					defer cancel()
-					if _, err := g.Mint(ctx, lease.Order{Lease: l}); err == nil {
-						minted.Add(1)
-					} else if strings.Contains(err.Error(), "has ended") {
-						refused.Add(1)
-					} else {
-						t.Error(err)
-					}
-				})
-				time.Sleep(time.Duration(rand.IntN(6000)) * time.Microsecond)
-				out, err := g.Unmake(context.Background(), []lease.Lease{l})
-				if err != nil || out[0].Err != nil {
-					t.Error(err, out)
-				}
-				pair.Wait()
-			}
-		})
-	}
-	all.Wait()
-	if seen, err := g.Survey(t.Context()); err != nil || len(seen) != 0 {
-		t.Errorf("left: %v, %v", seen, err)
-	}
-	t.Logf("%d were minted first, %d refused", minted.Load(), refused.Load())
-	if minted.Load() == 0 || refused.Load() == 0 {
-		t.Errorf("%d minted, %d refused: both were to be seen", minted.Load(), refused.Load())
-	}
-}
-
 // A mint that is stalled before its commit, here by hand, holds up the end of its own
 // lease, and of no other.
-func TestPostgresStalledMint(t *testing.T) {
+func TestFault03StalledMint(t *testing.T) {
 	t.Parallel()
 	g := newTarget(t)
 	stalled, other := g.lease(g.ro), g.lease(g.ro)
@@ -634,33 +552,5 @@ func TestPostgresDurability(t *testing.T) {
 			t.Errorf("%s: mint commits with %s, disarm with %s, reap with %s", set, mint, disarm, reap)
 		}
 		_ = c.Close(t.Context())
-	}
-}
-
-// Leases come and go without a trace in what groups and tables keep.
-func TestPostgresNoTraces(t *testing.T) {
-	t.Parallel()
-	g := newTarget(t)
-	const acls = `SELECT (SELECT string_agg(relacl::text, ' ' ORDER BY oid) FROM pg_class) || (SELECT string_agg(datacl::text, ' ' ORDER BY oid) FROM pg_database WHERE datname = current_database())
-		|| (SELECT count(*) FROM pg_auth_members WHERE roleid = to_regrole($1))`
-	before := value[string](t, g, acls, g.ro)
-	ls := g.leases(200)
-	for _, l := range ls {
-		g.mint(t, l)
-	}
-	out, err := g.Unmake(t.Context(), ls)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, u := range out {
-		if u.Err != nil {
-			t.Error(u.Err)
-		}
-	}
-	if after := value[string](t, g, acls, g.ro); after != before {
-		t.Errorf("before: %s\nafter: %s", before, after)
-	}
-	if n := value[int](t, g, `SELECT count(*) FROM pg_db_role_setting s WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = s.setrole) AND setrole <> 0`); n != 0 {
-		t.Errorf("settings of %d roles that are gone", n)
 	}
 }

@@ -105,13 +105,15 @@ func (g *target) leases(n int) (out []lease.Lease) {
 	return out
 }
 
-func (g *target) make(b *testing.B, l lease.Lease) {
+func (g *target) make(b testing.TB, l lease.Lease) {
+	b.Helper()
 	if _, err := g.Mint(context.Background(), lease.Order{Lease: l}); err != nil {
 		b.Error(err)
 	}
 }
 
-func (g *target) end(b *testing.B, ls []lease.Lease) {
+func (g *target) end(b testing.TB, ls []lease.Lease) {
+	b.Helper()
 	for len(ls) > 0 {
 		n := min(100, len(ls))
 		out, err := g.Unmake(context.Background(), ls[:n])

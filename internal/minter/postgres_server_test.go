@@ -3,6 +3,7 @@ package minter_test
 import (
 	"bytes"
 	"context"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -39,14 +40,17 @@ func (l *logged) String() string {
 	return l.b.String()
 }
 
-// ownServer asks for passwords, logs all it can, and has few connections.
-func ownServer(t *testing.T) (*target, *logged) {
+// ownServer asks for passwords, logs all it can, and has few connections, but for other
+// settings.
+func ownServer(t *testing.T, settings map[string]string) (*target, *logged) {
 	t.Helper()
 	log := &logged{}
-	s, err := postgres.Start(t.Context(), postgres.Options{Version: serverVersion(t), Log: log, Settings: map[string]string{
+	all := map[string]string{
 		"fsync": "off", "max_connections": "30", "superuser_reserved_connections": "3", "reserved_connections": "4",
 		"log_statement": "all", "log_min_messages": "debug1", "log_min_error_statement": "debug1", "log_min_duration_statement": "0", "log_connections": "on",
-	}})
+	}
+	maps.Copy(all, settings)
+	s, err := postgres.Start(t.Context(), postgres.Options{Version: serverVersion(t), Log: log, Settings: all})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +78,7 @@ func serverVersion(t *testing.T) int {
 
 func TestPostgresOwnServer(t *testing.T) {
 	t.Parallel()
-	g, log := ownServer(t)
+	g, log := ownServer(t, nil)
 
 	t.Run("passwords", func(t *testing.T) {
 		l := g.lease(g.rw)
@@ -119,30 +123,6 @@ func TestPostgresOwnServer(t *testing.T) {
 	})
 
 	t.Run("doctor finds", func(t *testing.T) { doctorFinds(t, g) })
-
-	t.Run("all connections taken", func(t *testing.T) {
-		l := g.lease(g.ro)
-		g.sql(t, `UPDATE writ.settings SET connection_limit = 100`)
-		s := g.mint(t, l)
-		fresh := g.open(t, nil) // has no connections yet
-		n := 0
-		for ; n < 100; n++ {
-			c, err := pgx.Connect(t.Context(), s["dsn"])
-			if err != nil {
-				denied(t, err, "53300")
-				break
-			}
-			defer func() { _ = c.Close(context.Background()) }()
-		}
-		if n < 10 || n == 100 {
-			t.Fatalf("%d connections", n)
-		}
-		started := time.Now()
-		out, err := fresh.Unmake(t.Context(), []lease.Lease{l})
-		if err != nil || out[0].Err != nil || out[0].Seen["sessions"] != n || time.Since(started) > 5*time.Second {
-			t.Errorf("%v, %v of %d, after %v", out, err, n, time.Since(started))
-		}
-	})
 
 	// It has shown nothing yet, but can't be told from one that has just got in.
 	t.Run("a handshake that does not go on", func(t *testing.T) {

@@ -40,20 +40,23 @@ func newTarget(t testing.TB, change ...func(*minter.Bootstrap)) *target {
 	g := describe(change...)
 	// Runs last: the database, with what depends on these roles, is dropped before.
 	var server string
-	t.Cleanup(func() {
-		dropLeases(t, server, g.bootstrap.Owner)
-		roles := []string{g.ro, g.rw, g.bootstrap.Account}
-		for i := range minter.PostgresMakers {
-			roles = append(roles, fmt.Sprintf("%s_%d", g.bootstrap.Owner, i))
-		}
-		for _, role := range append(roles, g.bootstrap.Owner) {
-			sqlAt(t, server, `DROP ROLE IF EXISTS `+role)
-		}
-	})
+	t.Cleanup(func() { g.drop(t, server) })
 	g.url = storetest.Database(t, "minter", noMigration)
 	server = with(g.url, func(u *url.URL) { u.Path = "/postgres" })
 	g.prepare(t)
 	return g
+}
+
+// drop removes the roles of a target, whose database is gone.
+func (g *target) drop(t testing.TB, server string) {
+	dropLeases(t, server, g.bootstrap.Owner)
+	roles := []string{g.ro, g.rw, g.bootstrap.Account}
+	for i := range minter.PostgresMakers {
+		roles = append(roles, fmt.Sprintf("%s_%d", g.bootstrap.Owner, i))
+	}
+	for _, role := range append(roles, g.bootstrap.Owner) {
+		sqlAt(t, server, `DROP ROLE IF EXISTS `+role)
+	}
 }
 
 // describe names a target. Its roles belong to the whole server, so they are its own.

@@ -47,7 +47,7 @@ func selfSigned(t *testing.T, ip string) (cert, key string) {
 // Writ and its agents make the server prove who it is.
 func TestPostgresTLS(t *testing.T) {
 	t.Parallel()
-	g, _ := ownServer(t)
+	g, _ := ownServer(t, nil)
 	serve := func(ip string) (ca string) {
 		cert, key := selfSigned(t, ip)
 		for name, text := range map[string]string{"server.crt": cert, "server.key": key} {

@@ -113,7 +113,10 @@ func (r *Revoker) Revoke(ctx context.Context, o Order) (Progress, error) {
 	if err != nil {
 		return Progress{}, err
 	}
-	err = r.update(ctx, func(ctx context.Context, tx Tx) error {
+	err = r.insist(ctx, func(ctx context.Context, tx Tx) error {
+		if _, err := tx.Revocation(ctx, v.ID); !fault.Is(err, fault.NotFound) {
+			return err // nil: the commit of before got through, though nobody said so
+		}
 		signIns, err := tx.EndSignIns(ctx, o.Scope.ref(OfUser), o.Scope.ref(OfAgent), o.Scope.Kind == OfAll)
 		if err != nil {
 			return err
@@ -249,7 +252,7 @@ func (r *Revoker) carryOn(ctx context.Context, revocation string) (more bool, er
 func (t *toll) endPart(ctx context.Context, tx Tx, v *Revocation) (more bool, err error) {
 	end := lease.End{Reason: lease.EndOperator, Revocation: v.ID, Operator: v.Operator}
 	t.direct, err = lease.EndSome(ctx, tx, v.Scope.leases(v.At), end)
-	if err != nil || t.direct.Total() == lease.BatchSize {
+	if err != nil || t.direct.Total() > 0 { // in a commit of their own: decisions lock sessions first
 		return true, err
 	}
 	if err := tx.HastenLeases(ctx, v.Scope.leases(v.At), v.ID); err != nil {
@@ -265,9 +268,12 @@ func (t *toll) endPart(ctx context.Context, tx Tx, v *Revocation) (more bool, er
 		}
 	}
 	v.Sessions += len(sessions)
-	more = len(sessions) == sessionBatch
-	if !more {
+	if more = len(sessions) == sessionBatch; !more {
 		v.EndedAt = tx.Now()
+		// One may have got its user while this waited for its turn.
+		if _, err := tx.EndSignIns(ctx, v.Scope.ref(OfUser), v.Scope.ref(OfAgent), v.Scope.Kind == OfAll); err != nil {
+			return false, err
+		}
 	}
 	return more, tx.UpdateRevocation(ctx, *v)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/writsec/writ/internal/approval"
+	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/identity"
 	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/session"
@@ -171,6 +172,20 @@ func (r *Revoker) count(t toll) {
 // patience is how long a revocation may take: it goes on when its caller hangs up,
 // because a kill switch that a proxy's timeout undoes is none.
 const patience = 2 * time.Minute
+
+// insist tries again for a while when the store can't be used: a stuck replica may hold
+// what this waits for, until the server ends its transaction.
+func (r *Revoker) insist(ctx context.Context, f func(context.Context, Tx) error) error {
+	for deadline := time.Now().Add(insistence); ; {
+		err := r.update(ctx, f)
+		if !fault.Is(err, fault.Unavailable) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+const insistence = 25 * time.Second
 
 // update tries again when a parallel transaction was faster, which a store with
 // one writer never lets happen; it cannot be so for ever, because what has ended

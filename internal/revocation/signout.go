@@ -15,7 +15,7 @@ import (
 func (r *Revoker) SignOut(ctx context.Context, o identity.SignOut) error {
 	// In a transaction of its own, and first: it waits for the sessions that are being
 	// opened, so that the second sees them, and later ones are refused by it.
-	err := r.update(ctx, func(ctx context.Context, tx Tx) error {
+	err := r.insist(ctx, func(ctx context.Context, tx Tx) error {
 		if _, err := tx.HoldAll(ctx); err != nil {
 			return err
 		}

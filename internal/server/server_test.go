@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -17,9 +18,17 @@ import (
 
 	"github.com/writsec/writ/internal/config"
 	"github.com/writsec/writ/internal/server"
+	"github.com/writsec/writ/internal/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	code := storetest.Main(m)
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Println(err)
+		code = 1
+	}
+	os.Exit(code)
+}
 
 const smallPolicy = `package writ
 decision := {"effect": "deny", "reasons": [{"code": "no", "message": "no"}]}
@@ -60,6 +69,7 @@ func start(t *testing.T, c config.Config) (*server.Server, func() error) {
 	return s, func() error {
 		cancel()
 		http.DefaultClient.CloseIdleConnections()
+		faultHTTP.CloseIdleConnections()
 		return <-done
 	}
 }

@@ -40,16 +40,19 @@ const inScope = `(revocations.scope, revocations.value, revocations.issuer) IN (
 
 // Admit implements lease.Tx.
 func (t *Tx) Admit(ctx context.Context, l lease.Lease, since time.Time, limits lease.Limits) (lease.Admission, error) {
-	if err := t.guard(ctx); err != nil {
+	if err := t.Guard(ctx); err != nil {
 		return lease.Admission{}, err
 	}
 	a, near, err := t.admit(ctx, l, since, limits)
-	if err != nil || a != (lease.Admission{}) || near == "" {
+	if err != nil || a != (lease.Admission{}) || len(near) == 0 {
 		return a, err
 	}
-	// Others may be adding to what is nearly full. Whoever comes so close waits for them.
-	if err := t.alone(ctx, "quota "+near); err != nil {
-		return a, err
+	// Others may be adding to what is nearly full. Whoever comes so close waits for them,
+	// always in the same order.
+	for _, quota := range near {
+		if err := t.alone(ctx, "quota "+quota); err != nil {
+			return a, err
+		}
 	}
 	a, _, err = t.admit(ctx, l, since, limits)
 	return a, err
@@ -59,7 +62,7 @@ func (t *Tx) Admit(ctx context.Context, l lease.Lease, since time.Time, limits l
 // another yet.
 const quotaMargin = 64
 
-func (t *Tx) admit(ctx context.Context, l lease.Lease, since time.Time, limits lease.Limits) (a lease.Admission, near string, err error) {
+func (t *Tx) admit(ctx context.Context, l lease.Lease, since time.Time, limits lease.Limits) (a lease.Admission, near []string, err error) {
 	var halt string
 	quotas := []struct {
 		name, scope, where string
@@ -85,7 +88,7 @@ func (t *Tx) admit(ctx context.Context, l lease.Lease, since time.Time, limits l
 	}
 	args := []any{l.Session, l.Decision, l.User.ID, l.User.Issuer, l.Agent.ID, l.Agent.Issuer, l.Minter, l.Policy, micros(since)}
 	if _, err = one(ctx, t, "admit lease", func(r scanner) (struct{}, error) { return struct{}{}, r.Scan(dest...) }, query.String(), args...); err != nil {
-		return a, "", err
+		return a, nil, err
 	}
 	a.Halt = halt
 	for _, q := range quotas {
@@ -93,8 +96,8 @@ func (t *Tx) admit(ctx context.Context, l lease.Lease, since time.Time, limits l
 		case q.limit == 0:
 		case q.n >= q.limit && a.Full == "":
 			a.Full = q.name
-		case q.n+quotaMargin >= q.limit && near == "":
-			near = q.name + " " + q.scope
+		case q.n+quotaMargin >= q.limit:
+			near = append(near, q.name+" "+q.scope)
 		}
 	}
 	return a, near, nil
@@ -125,7 +128,8 @@ func (t *Tx) ActivateLease(ctx context.Context, id, recall string) error {
 
 // RecallLease implements lease.Tx.
 func (t *Tx) RecallLease(ctx context.Context, id, recall string) error {
-	_, err := t.exec(ctx, "recall lease", `UPDATE leases SET state = 'revoking', gone_at = 0, due_at = $1, claim = '', recall_sealed = $2
+	_, err := t.exec(ctx, "recall lease", `UPDATE leases SET state = 'revoking', gone_at = 0, due_at = $1, claim = '', recall_sealed = $2,
+		ending = CASE WHEN ending = 'expiry' THEN 'target_then_expiry' ELSE ending END
 		WHERE id = $3 AND ended_at > 0`, micros(t.now), t.seal.seal([]byte(recall), recallColumn, id), id)
 	return err
 }
@@ -186,20 +190,32 @@ func (t *Tx) EndLeases(ctx context.Context, s lease.Selection, e lease.End, limi
 		lock = t.claimed()
 	}
 	where, args := selected(s, t.now, []any{micros(t.now), e.Reason, e.Revocation, e.Urgency(), limit})
+	// One row is found by its id. Where all that lives is few rows by PostgreSQL's
+	// statistics, which may be those of a quiet hour, it would look through all of that
+	// instead; it can't where the condition is not that of the indexes of what lives.
+	const lives = `ended_at <= 0`
+	alive := `ended_at = 0`
+	if s.ID != "" {
+		alive = lives
+	}
 	return some(ctx, t, "end leases", scanLease, `WITH part AS MATERIALIZED (
-		  SELECT id FROM leases WHERE ended_at = 0 AND `+where+` ORDER BY expires_at, id LIMIT $5`+lock+`)
+		  SELECT id FROM leases WHERE `+alive+` AND `+where+` ORDER BY expires_at, id LIMIT $5`+lock+`)
 		UPDATE leases SET ended_at = $1, end_reason = $2, revocation = $3, urgency = $4,
 		due_at = $1,
 		state = CASE WHEN ending = 'word' OR ending = 'expiry' AND expires_at <= $1 THEN 'revoked' ELSE 'revoking' END,
 		gone_at = CASE WHEN ending = 'word' OR ending = 'expiry' AND expires_at <= $1 THEN CAST($1 AS BIGINT) ELSE 0 END
-		WHERE ended_at = 0 AND id IN (SELECT id FROM part) RETURNING `+leaseColumns, args...)
+		WHERE `+lives+` AND id IN (SELECT id FROM part) RETURNING `+leaseColumns, args...)
 }
 
 // ClaimLeases implements lease.WorkTx.
-func (t *Tx) ClaimLeases(ctx context.Context, minter, claim string, lapse time.Duration, limit int) ([]lease.Lease, error) {
+func (t *Tx) ClaimLeases(ctx context.Context, minter, claim string, lapse time.Duration, freshFirst bool, limit int) ([]lease.Lease, error) {
+	order := `urgency, attempts`
+	if freshFirst {
+		order = `attempts, urgency`
+	}
 	const due = ` FROM leases WHERE state = 'revoking' AND ending IN ('target', 'target_then_expiry') AND minter = $1 AND due_at <= $2`
 	attempts, there, err := found(one(ctx, t, "look for due leases", func(r scanner) (n int, err error) { return n, r.Scan(&n) },
-		`SELECT attempts`+due+` ORDER BY urgency, attempts LIMIT 1`, minter, micros(t.now)))
+		`SELECT attempts`+due+` ORDER BY `+order+` LIMIT 1`, minter, micros(t.now)))
 	if err != nil || !there {
 		return nil, err
 	}
@@ -247,9 +263,15 @@ func (t *Tx) DropClaim(ctx context.Context, claim, failure string, theirs bool) 
 
 // PassLeases implements lease.WorkTx.
 func (t *Tx) PassLeases(ctx context.Context, limit int) ([]lease.Lease, error) {
+	// A replica of the version before ends leases without a thought of targets.
+	if _, err := t.exec(ctx, "take over ended leases", `UPDATE leases SET due_at = $1,
+		state = CASE WHEN ending = 'word' THEN state ELSE 'revoking' END, gone_at = CASE WHEN ending = 'word' THEN ended_at ELSE 0 END
+		WHERE state = 'revoked' AND gone_at = 0`, micros(t.now)); err != nil {
+		return nil, err
+	}
 	return some(ctx, t, "pass leases", scanLease, `WITH part AS MATERIALIZED (
 		  SELECT id FROM leases WHERE state = 'revoking' AND ending = 'expiry' AND expires_at <= $1 ORDER BY expires_at LIMIT $2`+t.claimed()+`)
-		UPDATE leases SET state = 'revoked', gone_at = $1 WHERE id IN (SELECT id FROM part) RETURNING `+leaseColumns, micros(t.now), limit)
+		UPDATE leases SET state = 'revoked', gone_at = $1, recall_sealed = NULL WHERE id IN (SELECT id FROM part) RETURNING `+leaseColumns, micros(t.now), limit)
 }
 
 // LoseOutcomes implements lease.Tx.

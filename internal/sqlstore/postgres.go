@@ -21,9 +21,10 @@ import (
 
 const (
 	defaultConnections = 16
-	urgentConnections  = 4 // besides
+	urgentConnections  = 4                // besides
 	connectTimeout     = 5 * time.Second  // to the server, and for one of the connections to be free
 	statementTimeout   = 10 * time.Second // one statement, waiting for a lock included; the server ends it
+	idleTimeout        = 5 * time.Second  // between two statements of a transaction; less than others wait for it
 	maxAttempts        = 10               // of a transaction that the server told to begin again
 	minVersion         = 160000           // server_version_num
 )
@@ -33,7 +34,7 @@ type postgres struct {
 	store  *Store
 	config *pgx.ConnConfig
 	db     *sql.DB
-	urgent *sql.DB // of what must not wait for the others
+	urgent *sql.DB          // of what must not wait for the others
 	fixed  func() time.Time // tests set the clock
 	log    *slog.Logger
 	clock  atomic.Pointer[reading]
@@ -62,7 +63,7 @@ func openPostgres(ctx context.Context, cfg Config, store *Store) (engine, error)
 		"application_name":                    "writ",
 		"timezone":                            "UTC",
 		"statement_timeout":                   strconv.FormatInt(statementTimeout.Milliseconds(), 10),
-		"idle_in_transaction_session_timeout": strconv.FormatInt((2 * statementTimeout).Milliseconds(), 10),
+		"idle_in_transaction_session_timeout": strconv.FormatInt(idleTimeout.Milliseconds(), 10),
 	} {
 		if _, set := c.RuntimeParams[name]; !set {
 			c.RuntimeParams[name] = value

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,8 +15,10 @@ import (
 	"github.com/writsec/writ/internal/audit"
 	"github.com/writsec/writ/internal/fault"
 	"github.com/writsec/writ/internal/identity"
+	"github.com/writsec/writ/internal/intent"
 	"github.com/writsec/writ/internal/lease"
 	"github.com/writsec/writ/internal/revocation"
+	"github.com/writsec/writ/internal/session"
 	"github.com/writsec/writ/internal/storetest"
 	"github.com/writsec/writ/internal/telemetry"
 )
@@ -342,6 +345,106 @@ func TestStrangeTexts(t *testing.T) {
 		}
 		f.sequence()
 		f.wantWhole()
+	})
+}
+
+// Several quotas are nearly full at once, and requests of two sessions come in parallel.
+func TestQuotasAreExactTogether(t *testing.T) {
+	f := newPostgres(t)
+	a, b := f.session(), f.session()
+	limits := lease.Limits{PerSession: 20, PerUser: 5, PerAgent: 50, PerMinter: map[string]int{"db": 60}}
+	begin := func(s session.Session) error {
+		return f.Update(f.ctx, func(tx *Tx) error {
+			g := lease.Grant{Minter: "db", Kind: "postgres", TTL: time.Minute, Revocability: lease.RevocableInstant, Outside: true}
+			l := lease.New(g, s.ID, s.EndsAt, "dec", "rev", intent.Act{User: s.User.Ref, Agent: s.Agent}, "h", tx.Now())
+			return lease.Begin(f.ctx, tx, l, s.StartedAt, limits)
+		})
+	}
+	var g sync.WaitGroup
+	var begun atomic.Int64
+	for i := range 16 {
+		s := a
+		if i%2 == 1 {
+			s = b
+		}
+		g.Go(func() {
+			switch err := begin(s); {
+			case err == nil:
+				begun.Add(1)
+			case !fault.Is(err, fault.LeaseQuota):
+				t.Error(err)
+			}
+		})
+	}
+	g.Wait()
+	if n := begun.Load(); n != 5 {
+		t.Errorf("%d leases of a user who may have 5", n)
+	}
+}
+
+// While a retry is under way no operator can be done with what it is about.
+func TestARetryAndTheKillSwitch(t *testing.T) {
+	f := newPostgres(t)
+	s := f.session()
+	l := f.lease(s, noon.Add(time.Hour))
+	r := &revocation.Revoker{Store: For[revocation.Tx](f.Store).Urgent(), Metrics: telemetry.NewMetrics()}
+	done := make(chan error, 1)
+	f.in(func(tx *Tx) error {
+		if err := tx.Guard(f.ctx); err != nil {
+			return err
+		}
+		go func() {
+			_, err := r.Revoke(f.ctx, revocation.Order{Scope: revocation.Scope{Kind: revocation.OfLease, Value: l.ID}})
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			t.Errorf("it did not wait: %v", err)
+		case <-time.After(300 * time.Millisecond):
+		}
+		revoked, err := tx.RevokedSince(f.ctx, l)
+		if revoked {
+			t.Error("revoked by who waits")
+		}
+		return err
+	})
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if revoked := must(f, func(tx *Tx) (bool, error) { return tx.RevokedSince(f.ctx, l) }); !revoked {
+		t.Error("the next retry is not told")
+	}
+}
+
+// A replica of the version before ends a lease whose credential is at a target.
+func TestLeasesThatAnOldReplicaEnds(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		s := f.session()
+		outside := f.lease(s, noon.Add(time.Hour))
+		f.in(func(tx *Tx) error {
+			for _, statement := range []string{
+				`UPDATE leases SET minter = 'db', ending = 'target' WHERE id = $1`,
+				`UPDATE leases SET state = 'revoked', ended_at = 5, end_reason = 'released' WHERE id = $1 AND state = 'active'`, // as it does
+			} {
+				if _, err := tx.exec(f.ctx, "old", statement, outside.ID); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		f.in(func(tx *Tx) error {
+			_, err := tx.PassLeases(f.ctx, 10)
+			return err
+		})
+		claimed := 0
+		f.in(func(tx *Tx) error {
+			ls, err := tx.ClaimLeases(f.ctx, "db", "c", time.Minute, false, 10)
+			claimed = len(ls)
+			return err
+		})
+		if claimed != 1 {
+			t.Error("nobody unmakes it")
+		}
 	})
 }
 

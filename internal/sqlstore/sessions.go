@@ -26,7 +26,7 @@ func scanSession(r scanner) (s session.Session, err error) {
 
 // InsertSession implements session.Tx.
 func (t *Tx) InsertSession(ctx context.Context, s session.Session) error {
-	if err := t.guard(ctx); err != nil {
+	if err := t.Guard(ctx); err != nil {
 		return err
 	}
 	return t.insert(ctx, "insert session", `INSERT INTO sessions (`+sessionColumns+`, user_sid)
@@ -97,7 +97,7 @@ func (t *Tx) hold(ctx context.Context, where string, args ...any) error {
 	if t.holdSessions == "" {
 		return nil
 	}
-	if err := t.guard(ctx); err != nil { // in the order that decisions have
+	if err := t.Guard(ctx); err != nil { // in the order that decisions have
 		return err
 	}
 	_, err := t.exec(ctx, "hold sessions", fmt.Sprintf(t.holdSessions, where), args...)

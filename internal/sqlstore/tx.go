@@ -72,8 +72,8 @@ func (t *Tx) alone(ctx context.Context, name string) error {
 	return err
 }
 
-// guard keeps out, until the commit, those who hold all.
-func (t *Tx) guard(ctx context.Context) error {
+// Guard implements lease.Tx: it keeps out, until the commit, those who hold all.
+func (t *Tx) Guard(ctx context.Context) error {
 	if t.guarded || !t.write || t.shareAll == "" {
 		return nil
 	}

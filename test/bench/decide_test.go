@@ -65,13 +65,15 @@ func BenchmarkDecide(b *testing.B) {
 
 type world struct {
 	url, token string
+	server     *server.Server
+	sign       func(user, client, group string) (token string)
 	client     *http.Client
 	bodies     map[string][][]byte // by effect: one for each session
 }
 
 const maxClients = 64
 
-func start(b *testing.B, change func(dir string, c *config.Config)) *world {
+func start(b testing.TB, change func(dir string, c *config.Config)) *world {
 	b.Helper()
 	dir := b.TempDir()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -102,14 +104,17 @@ func start(b *testing.B, change func(dir string, c *config.Config)) *world {
 
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "k"}}, (&jose.SignerOptions{}).WithType("at+jwt"))
 	must(b, err)
-	now := time.Now()
-	token, err := jwt.Signed(signer).Claims(map[string]any{
-		"iss": issuer, "aud": audience, "sub": "alice", "client_id": "sales-agent", "groups": []string{"sales"},
-		"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "jti": "1",
-	}).Serialize()
-	must(b, err)
+	sign := func(user, client, group string) string {
+		now := time.Now()
+		token, err := jwt.Signed(signer).Claims(map[string]any{
+			"iss": issuer, "aud": audience, "sub": user, "client_id": client, "groups": []string{group},
+			"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "jti": "1",
+		}).Serialize()
+		must(b, err)
+		return token
+	}
 	w := &world{
-		url: "http://" + s.Addr().String(), token: token, bodies: map[string][][]byte{},
+		url: "http://" + s.Addr().String(), server: s, sign: sign, token: sign("alice", "sales-agent", "sales"), bodies: map[string][][]byte{},
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: maxClients}, Timeout: 30 * time.Second},
 	}
 	for range maxClients {
@@ -127,10 +132,14 @@ func start(b *testing.B, change func(dir string, c *config.Config)) *world {
 	return w
 }
 
-func (w *world) post(b *testing.B, path string, body []byte, out any) {
-	req, err := http.NewRequest(http.MethodPost, w.url+path, bytes.NewReader(body))
+func (w *world) post(b testing.TB, path string, body []byte, out any) {
+	w.call(b, http.MethodPost, path, w.token, body, out)
+}
+
+func (w *world) call(b testing.TB, method, path, token string, body []byte, out any) {
+	req, err := http.NewRequest(method, w.url+path, bytes.NewReader(body))
 	must(b, err)
-	req.Header.Set("Authorization", "Bearer "+w.token)
+	req.Header.Set("Authorization", "Bearer "+token)
 	req.Header.Set("Content-Type", "application/json")
 	res, err := w.client.Do(req)
 	must(b, err)
@@ -183,7 +192,7 @@ func (w *world) measure(b *testing.B, effect string, clients int) {
 	b.ReportMetric(ms(0.99), "p99-ms")
 }
 
-func must(b *testing.B, err error) {
+func must(b testing.TB, err error) {
 	b.Helper()
 	if err != nil {
 		b.Fatal(err)

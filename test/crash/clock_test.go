@@ -15,13 +15,11 @@ import (
 	"github.com/writsec/writ/client"
 )
 
-const skew = 5 * time.Minute
-
-// buildSkewed builds a writ whose wall clock is ahead by skew, as on a machine whose
+// buildSkewed builds a writ whose wall clock is off by skew, as on a machine whose
 // clock is wrong: Go programs ask the kernel without the C library, so faketime can't
 // do it, and time namespaces only shift the monotonic clocks. What is changed is Go's
 // own time.Now; the monotonic clock stays right, as it would.
-func buildSkewed(t *testing.T) string {
+func buildSkewed(t *testing.T, skew time.Duration) string {
 	t.Helper()
 	dir := t.TempDir()
 	out, err := exec.Command("go", "env", "GOROOT").Output()
@@ -54,9 +52,19 @@ func buildSkewed(t *testing.T) string {
 	return to
 }
 
-// A replica whose clock is five minutes ahead answers as the others do.
-func TestReplicasWithAWrongClock(t *testing.T) {
-	skewed := buildSkewed(t)
+// A replica whose clock is five minutes ahead, or behind, answers as the others do.
+func TestFault11ReplicasWithAWrongClock(t *testing.T) {
+	skews := []time.Duration{5 * time.Minute}
+	if full() {
+		skews = append(skews, -5*time.Minute)
+	}
+	for _, skew := range skews {
+		t.Run(skew.String(), func(t *testing.T) { wrongClock(t, skew) })
+	}
+}
+
+func wrongClock(t *testing.T, skew time.Duration) {
+	skewed := buildSkewed(t, skew)
 	s := newSite(t, empty(t), 2)
 	right, wrong := s.replicas[0], s.replicas[1]
 	wrong.binary = skewed
@@ -66,8 +74,8 @@ func TestReplicasWithAWrongClock(t *testing.T) {
 	if err := json.Unmarshal([]byte(wrong.out.lines("writ is serving")[0]), &line); err != nil {
 		t.Fatal(err)
 	}
-	if off := time.Until(line.Time); off < skew-10*time.Second {
-		t.Fatalf("its clock is only %v ahead", off)
+	if off := time.Until(line.Time); (off - skew).Abs() > 10*time.Second {
+		t.Fatalf("its clock is %v off, want %v", off, skew)
 	}
 	near := func(what string, got, want time.Time) {
 		t.Helper()
@@ -164,6 +172,23 @@ func TestReplicasWithAWrongClock(t *testing.T) {
 	s.clean(newLoad(s), f)
 	db := s.database()
 	defer db.Close()
+	// Leases begin and end by the store's time, whichever replica recorded it.
+	leases := 0
+	var drift time.Duration
+	const first = `SELECT created_at, expires_at FROM leases l WHERE NOT EXISTS (SELECT 1 FROM leases o WHERE o.decision = l.decision AND o.created_at < l.created_at)`
+	rows(s, db, first, func(scan func(...any)) {
+		var created, expires int64
+		scan(&created, &expires)
+		leases++
+		drift = max(drift, (time.UnixMicro(expires).Sub(time.UnixMicro(created)) - 5*time.Minute).Abs())
+		if d := time.Since(time.UnixMicro(created)); d < -time.Second || d > time.Minute {
+			t.Errorf("a lease is %v old", d)
+		}
+	})
+	t.Logf("fault 11: a replica that is %v off: %d leases, each good for 5m give or take %v", skew, leases, drift.Round(time.Millisecond))
+	if leases == 0 || drift > time.Second {
+		t.Errorf("%d leases, drift %v", leases, drift)
+	}
 	rows(s, db, `SELECT seq, at FROM log_entries`, func(scan func(...any)) {
 		var seq, at int64
 		scan(&seq, &at)

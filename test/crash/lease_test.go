@@ -104,14 +104,14 @@ func newBank(t *testing.T, replicas int) *bank {
 	b.site = newSite(t, server.DSN("postgres"), 0)
 	for i := range replicas {
 		w := &wired{store: newTap(t, address), target: newTap(t, address)}
-		b.site.store = at(t, server.DSN("postgres"), w.store.Addr().String(), "")
-		b.site.minters = fmt.Sprintf("minters: {db: {max_ttl: 1m, postgres: {url: '%s', groups: [app_ro], agent_host: 127.0.0.1, agent_port: %d}}}",
+		b.store = at(t, server.DSN("postgres"), w.store.Addr().String(), "")
+		b.minters = fmt.Sprintf("minters: {db: {max_ttl: 1m, postgres: {url: '%s', groups: [app_ro], agent_host: 127.0.0.1, agent_port: %d}}}",
 			at(t, server.DSN("bank"), w.target.Addr().String(), "writ_minter"), server.Port())
-		w.replica = b.site.add(fmt.Sprint("r", i))
+		w.replica = b.add(fmt.Sprint("r", i))
 		w.tolerates = true
 		b.wired = append(b.wired, w)
 	}
-	b.site.store = server.DSN("postgres")
+	b.store = server.DSN("postgres")
 	bootstrap := exec.Command(binary, "postgres", "bootstrap", "--config", b.replicas[0].config)
 	text, err := bootstrap.Output()
 	if err != nil {
@@ -271,7 +271,7 @@ func TestFault01KillAtEveryPoint(t *testing.T) {
 	t.Logf("-chaos.seed=%d", *seed)
 	rng := rand.New(rand.NewPCG(*seed, 1))
 	b := newBank(t, 3)
-	b.site.start()
+	b.start()
 	l := newLoad(b.site)
 	l.patience = time.Minute
 	for i := range 6 {
@@ -305,7 +305,7 @@ func TestFault01KillAtEveryPoint(t *testing.T) {
 	l.stop()
 	// By policy leases live for 6 seconds; the rest is the time to resolve them.
 	within(t, 36*time.Second, b.left)
-	b.site.stop()
+	b.stop()
 	found := b.grep()
 	for _, u := range l.unexpected {
 		t.Errorf("unexpected: %s", u)

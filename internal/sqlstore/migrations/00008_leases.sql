@@ -30,8 +30,9 @@ CREATE INDEX leases_intent ON leases (mint_deadline) WHERE state = 'intent';
 CREATE INDEX leases_minter ON leases (minter) WHERE gone_at = 0;
 CREATE INDEX leases_unmake ON leases (minter, urgency, attempts, due_at) WHERE state = 'revoking';
 CREATE INDEX leases_pass ON leases (expires_at) WHERE state = 'revoking' AND ending = 'expiry';
+CREATE INDEX leases_unfinished ON leases (id) WHERE state = 'revoked' AND gone_at = 0;
 CREATE INDEX leases_claim ON leases (claim) WHERE claim <> '';
-CREATE INDEX leases_revocation ON leases (revocation, state) WHERE revocation <> '';
+CREATE INDEX leases_revocation ON leases (revocation, state, gone_at) WHERE revocation <> '';
 
 CREATE TABLE revocations (
   id               TEXT PRIMARY KEY,
