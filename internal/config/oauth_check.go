@@ -25,6 +25,9 @@ func (c *Config) checkOAuth(fail failFunc, key string, m Minter) {
 	}
 	o.checkEndpoints(fail, key)
 	o.Client.check(fail, key+"client.")
+	if o.Client.Auth == "private_key_jwt" && o.Client.Audience != "" && c.takesOwnTokens(o.Client.Audience) {
+		fail(key+"client.audience", "takes tokens of Writ's, for one of which an assertion could pass")
+	}
 	fail.scopes(key+"scopes", o.Scopes)
 	fail.scopes(key+"implied_scopes", o.ImpliedScopes)
 	if len(o.ImpliedScopes) > 0 && len(o.Scopes) == 0 {

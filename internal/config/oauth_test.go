@@ -113,6 +113,8 @@ func TestOAuthErrors(t *testing.T) {
 		{"secret without use", exchanger, "id: writ", "id: writ\n        auth: none", "oauth.client.secret_file: has no effect: auth is none"},
 		{"key without use", exchanger, "id: writ", "id: writ\n        key_file: good-key.pem", "oauth.client.key_file: has no effect: auth is client_secret_basic"},
 		{"audience without use", exchanger, "id: writ", "id: writ\n        audience: x", "oauth.client.audience: has no effect: auth is client_secret_basic"},
+		{"a client's proof for Writ", exchanger, "        secret_file: secret", "        auth: private_key_jwt\n        audience: https://writ.example/", "oauth.client.audience: takes tokens of Writ's, for one of which an assertion could pass"},
+		{"a client's proof for a minter's audience", exchanger, "        secret_file: secret", "        auth: private_key_jwt\n        audience: https://crm.example", "oauth.client.audience: takes tokens of Writ's, for one of which an assertion could pass"},
 		{"a key that is none", asserter, "        subject:", "        key_file: secret\n        subject:", "oauth.assertion.key_file: names secret, which holds no private key in PEM"},
 		{"a scope that is none", exchanger, "      grant", "      scopes: [\"a b\"]\n      grant", `oauth.scopes[0]: is "a b", which is no scope`},
 		{"implied without scopes", exchanger, "      grant", "      implied_scopes: [a]\n      grant", "oauth.implied_scopes: has no effect without scopes"},
