@@ -820,6 +820,9 @@ func FuzzOAuthSubject(f *testing.F) {
 		if (sub(agent1, user1) == sub(agent2, user2)) != (agent1 == agent2 && user1 == user2) {
 			t.Errorf("%q %q and %q %q: %s", agent1, user1, agent2, user2, sub(agent1, user1))
 		}
+		if got := minter.Expand("{user}", lease.Lease{User: identity.Ref{ID: user1}}); got != user1 {
+			t.Errorf("alone, %q is %q", user1, got)
+		}
 	})
 }
 
