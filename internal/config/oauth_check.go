@@ -25,6 +25,9 @@ func (c *Config) checkOAuth(fail failFunc, key string, m Minter) {
 	}
 	o.checkEndpoints(fail, key)
 	o.Client.check(fail, key+"client.")
+	if o.Client.Auth == "private_key_jwt" && o.Client.Audience != "" && c.takesOwnTokens(o.Client.Audience) {
+		fail(key+"client.audience", "takes tokens of Writ's, for one of which an assertion could pass")
+	}
 	fail.scopes(key+"scopes", o.Scopes)
 	fail.scopes(key+"implied_scopes", o.ImpliedScopes)
 	if len(o.ImpliedScopes) > 0 && len(o.Scopes) == 0 {
@@ -236,21 +239,20 @@ var ownClaims = []string{
 	"sub_id", "authorization_details", "nonce", "at_hash", "c_hash", "auth_time", "acr", "amr",
 }
 
-var placeholders = []string{"{user}", "{user_issuer}", "{agent}", "{agent_issuer}", "{session}", "{lease}"}
-
-var placeholder = regexp.MustCompile(`\{[^{}]*\}`)
-
 // checkTemplate also wants a name to be one principal's: names are unique only within
 // their issuer.
 func (c *Config) checkTemplate(fail failFunc, key string, o *OAuth, template string) {
 	rest := placeholder.ReplaceAllStringFunc(template, func(name string) string {
-		if !slices.Contains(placeholders, name) {
-			fail(key, "has %s, expected one of %s", name, strings.Join(placeholders, ", "))
+		if !slices.Contains(templateNames, name) {
+			fail(key, "has %s, expected one of %s", name, strings.Join(templateNames, ", "))
 		}
 		return ""
 	})
 	if strings.ContainsAny(rest, "{}") || strings.ContainsFunc(rest, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		fail(key, "is %q, expected visible ASCII characters and names in braces", template)
+	}
+	if ambiguous(template) {
+		fail(key, "is %q, expected a character such as : / # or | between any two names: others can be part of one", template)
 	}
 	several := func(p Principal) bool {
 		n := 0

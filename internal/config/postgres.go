@@ -134,16 +134,28 @@ func (p *Postgres) checkURL(fail failFunc, key string) {
 	if p.CAFile != "" && u.Query().Has("sslrootcert") {
 		fail(key+"url", "has sslrootcert beside ca_file, expected one of them")
 	}
+	for _, name := range []string{"user", "dbname", "database", "port"} {
+		if u.Query().Has(name) {
+			fail(key+"url", "has the parameter %s, expected postgres://ACCOUNT@HOST:PORT/DATABASE and nothing that overrides it", name)
+			return
+		}
+	}
 	if strings.Contains(u.Host, ",") || u.Query().Has("host") || u.Query().Has("hostaddr") || u.Query().Has("service") {
 		fail(key+"url", "names several hosts, expected one: a credential exists at one server")
 		return
 	}
-	pg, err := pgconn.ParseConfig(p.URL)
+	if q := u.Query(); q.Get("sslmode") == "" { // agents are given no more than the URL says, so PGSSLMODE is not asked
+		q.Set("sslmode", "prefer")
+		u.RawQuery = q.Encode()
+	}
+	pg, err := pgconn.ParseConfig(u.String())
 	switch {
 	case err != nil:
 		fail(key+"url", "can't be read by the PostgreSQL driver; check its parameters and the files that they name")
 	case !p.Insecure && !proven(pg):
 		fail(key+"url", "is beyond loopback: add sslmode=verify-full (and ca_file for a CA of your own), or say insecure: true")
+	case !p.Insecure && p.AgentHost != "" && !Loopback(p.AgentHost) && u.Query().Get("sslmode") != "verify-full":
+		fail(key+"agent_host", "is beyond loopback, and agents connect by url's sslmode: make that verify-full, or say insecure: true")
 	}
 }
 

@@ -32,6 +32,7 @@ func TestPostgres(t *testing.T) {
 	}
 	const at = "writ.yaml:19: minters.db.postgres."
 	const beyond = "writ.yaml:17: minters.db.postgres.url: is beyond loopback: add sslmode=verify-full (and ca_file for a CA of your own), or say insecure: true"
+	t.Setenv("PGSSLMODE", "verify-full") // agents do not have it
 	for _, tt := range []struct{ name, block, want string }{
 		{"verified", url("postgres://a@db.example/crm?sslmode=verify-full"), ""},
 		{"insecure, and said so", url("postgres://a@db.example/crm") + "      insecure: true\n", ""},
@@ -44,6 +45,12 @@ func TestPostgres(t *testing.T) {
 		{"password as a parameter", url("postgres://a@127.0.0.1/crm?password=b"), "writ.yaml:17: minters.db.postgres.url: holds a password; put it into a file and name that as password_file"},
 		{"two servers", url("postgres://a@127.0.0.1,127.0.0.2/crm"), "writ.yaml:17: minters.db.postgres.url: names several hosts, expected one: a credential exists at one server"},
 		{"another server behind the first", url("postgres://a@127.0.0.1/crm?host=db.example"), "writ.yaml:17: minters.db.postgres.url: names several hosts, expected one: a credential exists at one server"},
+		{"another account in the query", url("postgres://a@127.0.0.1/crm?user=postgres"), "writ.yaml:17: minters.db.postgres.url: has the parameter user, expected postgres://ACCOUNT@HOST:PORT/DATABASE and nothing that overrides it"},
+		{"another database in the query", url("postgres://a@127.0.0.1/crm?dbname=hr"), "writ.yaml:17: minters.db.postgres.url: has the parameter dbname, expected postgres://ACCOUNT@HOST:PORT/DATABASE and nothing that overrides it"},
+		{"another port in the query", url("postgres://a@127.0.0.1/crm?port=1"), "writ.yaml:17: minters.db.postgres.url: has the parameter port, expected postgres://ACCOUNT@HOST:PORT/DATABASE and nothing that overrides it"},
+		{"agents in clear", line("agent_host: db.prod.example"), at + "agent_host: is beyond loopback, and agents connect by url's sslmode: make that verify-full, or say insecure: true"},
+		{"agents in clear, and said so", line("agent_host: db.prod.example\n      insecure: true"), ""},
+		{"agents verify", url("postgres://a@127.0.0.1/crm?sslmode=verify-full") + "      agent_host: db.prod.example\n", ""},
 		{"another scheme", url("mysql://a@127.0.0.1/crm"), "writ.yaml:17: minters.db.postgres.url: is not postgres://ACCOUNT@HOST:PORT/DATABASE"},
 		{"a lease as the account", url("postgres://writ_lea_00000000000000000000000000@127.0.0.1/crm"), `writ.yaml:17: minters.db.postgres.url: is "writ_lea_00000000000000000000000000", which only a lease may be named`},
 		{"no groups", "  db:\n    postgres:\n      url: postgres://a@127.0.0.1/crm\n", "writ.yaml:17: minters.db.postgres.groups: is missing, expected the roles that credentials can be members of"},
@@ -53,7 +60,7 @@ func TestPostgres(t *testing.T) {
 		{"empty password", line("password_file: empty"), at + "password_file: read secret: empty is empty"},
 		{"CA not there", line("ca_file: none"), at + "ca_file: names none: no such file or directory"},
 		{"tenants", line("tenants: some"), at + `tenants: is "some", expected one of required, optional, none`},
-		{"agents' host with a port", line("agent_host: a:5"), at + `agent_host: is "a:5", expected a host without a port`},
+		{"agents' host with a port", line("agent_host: a:5\n      insecure: true"), at + `agent_host: is "a:5", expected a host without a port`},
 		{"agents' port", line("agent_port: 65536"), at + "agent_port: is 65536, expected 0 to 65535"},
 		{"no connections", line("connections: 0"), at + "connections: is 0, expected 1 to 100"},
 		{"schema", line("schema: 'a.b'"), at + `schema: is "a.b", expected a name of letters, digits, _ and -`},

@@ -10,15 +10,19 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/go-jose/go-jose/v4"
 )
 
 // ParsePrivateKey reads a private key in PEM (PKCS #8, PKCS #1 or SEC 1) that signs by
-// RS256, ES256 or ES384. Its kid is its RFC 7638 thumbprint. Nothing of the key shows
+// RS256, ES256 or ES384: the first among its blocks. Its kid is its RFC 7638 thumbprint. Nothing of the key shows
 // in the error.
 func ParsePrivateKey(data []byte) (jose.JSONWebKey, error) {
-	block, _ := pem.Decode(data)
+	block, rest := pem.Decode(data)
+	for block != nil && !strings.HasSuffix(block.Type, "PRIVATE KEY") {
+		block, rest = pem.Decode(rest) // such as EC PARAMETERS, which openssl writes in front
+	}
 	if block == nil {
 		return jose.JSONWebKey{}, errors.New("holds no private key in PEM")
 	}

@@ -56,13 +56,17 @@ func TestParsePrivateKey(t *testing.T) {
 		"RSA, PKCS #1": {block("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(big), nil), "RS256", ""},
 		"P-256":        {pkcs8(ec, nil), "ES256", ""},
 		"P-256, SEC 1": {block("EC PRIVATE KEY", sec1, err), "ES256", ""},
-		"P-384":        {pkcs8(ecdsa.GenerateKey(elliptic.P384(), rand.Reader)), "ES384", ""},
-		"P-521":        {pkcs8(ecdsa.GenerateKey(elliptic.P521(), rand.Reader)), "", "another kind"},
-		"Ed25519":      {pkcs8(ed, nil), "", "another kind"},
-		"weak":         {pkcs8(small, nil), "", "1024 bits"},
-		"nothing":      {"", "", "no private key in PEM"},
-		"words":        {"secret words", "", "no private key in PEM"},
-		"encrypted":    {block("ENCRYPTED PRIVATE KEY", []byte("secret words"), nil), "", "unencrypted"},
+		"P-256, openssl ecparam": {
+			block("EC PARAMETERS", []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7}, nil) + block("EC PRIVATE KEY", sec1, err), "ES256", "",
+		},
+		"P-384":     {pkcs8(ecdsa.GenerateKey(elliptic.P384(), rand.Reader)), "ES384", ""},
+		"P-521":     {pkcs8(ecdsa.GenerateKey(elliptic.P521(), rand.Reader)), "", "another kind"},
+		"Ed25519":   {pkcs8(ed, nil), "", "another kind"},
+		"weak":      {pkcs8(small, nil), "", "1024 bits"},
+		"nothing":   {"", "", "no private key in PEM"},
+		"no key":    {block("CERTIFICATE", []byte("secret words"), nil), "", "no private key in PEM"},
+		"words":     {"secret words", "", "no private key in PEM"},
+		"encrypted": {block("ENCRYPTED PRIVATE KEY", []byte("secret words"), nil), "", "unencrypted"},
 	} {
 		key, err := jws.ParsePrivateKey([]byte(c.text))
 		if c.want != "" {

@@ -5,13 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/url"
 	"os"
-	"regexp"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/writsec/writ/internal/config"
 	"github.com/writsec/writ/internal/jws"
 	"github.com/writsec/writ/internal/lease"
 )
@@ -48,7 +47,7 @@ func assert(key jose.JSONWebKey, claims map[string]any) (string, error) {
 // (RFC 7523 §3).
 type OAuthAssertion struct {
 	Issuer   string // iss
-	Subject  string // sub, a template of expand
+	Subject  string // sub, a template of config.ExpandTemplate
 	Audience string // aud
 	TTL      time.Duration
 	// Claims are further ones, templates too.
@@ -98,24 +97,11 @@ func (c *OAuthClient) proof(keys *Keys, audience string, now time.Time) (string,
 
 const proofLife = time.Minute
 
-var placeholder = regexp.MustCompile(`\{[a-z_]+\}`)
-
-// expand puts the values of a lease into a template. A template that is one
-// placeholder gives the value as it is. In any other, values are escaped as in a
-// query (RFC 3986 §2.1), so that none can pass for another: a user can't be named so
-// that "agent:{agent}:user:{user}" reads like somebody else.
+// expand puts what a lease is about into a template of the configuration.
 func expand(template string, l lease.Lease) string {
 	values := map[string]string{
 		"{user}": l.User.ID, "{user_issuer}": l.User.Issuer, "{agent}": l.Agent.ID, "{agent_issuer}": l.Agent.Issuer,
 		"{session}": l.Session, "{lease}": l.ID,
 	}
-	if v, whole := values[template]; whole {
-		return v
-	}
-	return placeholder.ReplaceAllStringFunc(template, func(name string) string {
-		if v, ok := values[name]; ok {
-			return url.QueryEscape(v)
-		}
-		return name
-	})
+	return config.ExpandTemplate(template, func(name string) string { return values[name] })
 }

@@ -16,7 +16,8 @@ import (
 )
 
 // recall is what is kept of the tokens of a lease: they are revoked by showing them.
-// Where nothing revokes them, none is kept.
+// Where nothing revokes them, none is kept, but still when they end: a lease without
+// a recall is one whose token never arrived.
 type recall struct {
 	Tokens []recalled `json:"tokens,omitempty"`
 	// Until is when all of them have ended by themselves, in seconds since 1970; zero:
@@ -34,9 +35,6 @@ func (t recalled) form() map[string]string {
 }
 
 func (r recall) String() string {
-	if len(r.Tokens) == 0 && r.Until == 0 {
-		return ""
-	}
 	b, err := json.Marshal(r)
 	if err != nil {
 		return "" // of strings and a number it does not fail
@@ -44,7 +42,8 @@ func (r recall) String() string {
 	return string(b)
 }
 
-// recall keeps a refresh token too, before the access token, which may end with it.
+// recall keeps a refresh token too, before the access token, which may end with it. How
+// long a refresh token is good nobody knows, nor what lives maxLife or longer.
 func (m *OAuth) recall(a answer, l lease.Lease, received time.Time) (r recall) {
 	if m.Revocation != nil {
 		if a.refresh != "" {
@@ -54,15 +53,15 @@ func (m *OAuth) recall(a answer, l lease.Lease, received time.Time) (r recall) {
 			r.Tokens = append(r.Tokens, recalled{a.token, "access_token"})
 		}
 	}
-	life := a.life
+	life, known := a.life, a.life > 0 && a.life < maxLife
 	switch {
 	case life > 0:
 	case m.EndsWithAssertion:
-		life = max(0, l.ExpiresAt.Sub(received))
+		life, known = max(0, l.ExpiresAt.Sub(received)), true
 	default:
-		life = m.TokenTTL
+		life, known = m.TokenTTL, m.TokenTTL > 0
 	}
-	if life > 0 && life < maxLife && a.refresh == "" {
+	if known && a.refresh == "" {
 		r.Until = received.Add(life + time.Second - 1).Unix()
 	}
 	return r

@@ -295,6 +295,9 @@ func readAnswer(body []byte) (answer, error) {
 		seconds, err := n.Int64()
 		if err != nil || seconds < 1 || seconds > int64(maxLife/time.Second) {
 			wrong = errors.New("the target's expires_in is not a number of seconds from 1 on")
+			if f, _ := n.Float64(); f > maxLife.Seconds() { // infinite if it overflows
+				a.life = maxLife
+			}
 		} else {
 			a.life = time.Duration(seconds) * time.Second
 		}

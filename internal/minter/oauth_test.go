@@ -320,16 +320,18 @@ func hijack(raw string) http.HandlerFunc {
 func TestOAuthLastingTokens(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		body string
-		ok   bool
+		body        string
+		ok, endless bool
 	}{
-		"within":        {good(300), true},
-		"shorter":       {good(60), true},
-		"beyond":        {good(313), false},
-		"not told":      {strings.Replace(good(300), `"expires_in":300,`, "", 1), false},
-		"null":          {strings.Replace(good(300), "300", "null", 1), false},
-		"with refresh":  {strings.Replace(good(300), `"scope"`, `"refresh_token":"leaked","scope"`, 1), false},
-		"empty refresh": {strings.Replace(good(300), `"scope"`, `"refresh_token":"","scope"`, 1), true},
+		"within":          {good(300), true, false},
+		"shorter":         {good(60), true, false},
+		"beyond":          {good(313), false, false},
+		"beyond reason":   {good(401 * 24 * 3600), false, true},
+		"beyond integers": {strings.Replace(good(300), "300", "1"+strings.Repeat("0", 400), 1), false, true},
+		"not told":        {strings.Replace(good(300), `"expires_in":300,`, "", 1), false, false},
+		"null":            {strings.Replace(good(300), "300", "null", 1), false, false},
+		"with refresh":    {strings.Replace(good(300), `"scope"`, `"refresh_token":"leaked","scope"`, 1), false, true},
+		"empty refresh":   {strings.Replace(good(300), `"scope"`, `"refresh_token":"","scope"`, 1), true, false},
 	} {
 		s := newSite(t)
 		s.answer["/token"] = says(200, c.body)
@@ -341,6 +343,14 @@ func TestOAuthLastingTokens(t *testing.T) {
 		}
 		if strings.Contains(made.Recall, accessSecret) || strings.Contains(made.Recall, "leaked") {
 			t.Errorf("%s: a token is kept that nothing revokes", name)
+		}
+		if c.endless {
+			if made.Recall == "" {
+				t.Errorf("%s: nothing is kept to go on with", name)
+			}
+			o.Lease.Recall = made.Recall
+			s.pass(2 * 365 * 24 * time.Hour)
+			s.unmade(t, m, o.Lease, false, "nobody knows how long it is good")
 		}
 		if !c.ok {
 			clean(t, name, err, o)
@@ -809,6 +819,9 @@ func FuzzOAuthSubject(f *testing.F) {
 		}
 		if (sub(agent1, user1) == sub(agent2, user2)) != (agent1 == agent2 && user1 == user2) {
 			t.Errorf("%q %q and %q %q: %s", agent1, user1, agent2, user2, sub(agent1, user1))
+		}
+		if got := minter.Expand("{user}", lease.Lease{User: identity.Ref{ID: user1}}); got != user1 {
+			t.Errorf("alone, %q is %q", user1, got)
 		}
 	})
 }

@@ -60,7 +60,9 @@ type PostgresConfig struct {
 type Postgres struct {
 	PostgresConfig
 	ca string // PEM
-	at pgconn.Config
+	// sslmode is how Writ and agents connect. It is the URL's, whatever PGSSLMODE says.
+	sslmode string
+	at      pgconn.Config
 	// Minting and ending have pools of their own, so that a flood of the one leaves the
 	// other its connections.
 	minting, ending *pgxpool.Pool
@@ -81,7 +83,10 @@ const (
 // NewPostgres prepares a target. It connects to it only when there is something to do,
 // so that a target that is down holds up nothing else.
 func NewPostgres(c PostgresConfig) (*Postgres, error) {
-	p := &Postgres{PostgresConfig: c}
+	p := &Postgres{PostgresConfig: c, sslmode: "prefer"} // the driver's default
+	if u, err := url.Parse(c.URL); err == nil && u.Query().Get("sslmode") != "" {
+		p.sslmode = u.Query().Get("sslmode")
+	}
 	if c.CAFile != "" {
 		pem, err := os.ReadFile(c.CAFile)
 		if err != nil {
@@ -119,18 +124,17 @@ func (m *Postgres) pool(size, warm int) (*pgxpool.Pool, error) {
 }
 
 func (m *Postgres) poolConfig() (*pgxpool.Config, error) {
-	dsn := m.URL
-	if m.CAFile != "" {
-		u, err := url.Parse(dsn)
-		if err != nil {
-			return nil, fmt.Errorf("open minter %s: its url can't be read", m.Name) // not quoted
-		}
-		q := u.Query()
-		q.Set("sslrootcert", m.CAFile)
-		u.RawQuery = q.Encode()
-		dsn = u.String()
+	u, err := url.Parse(m.URL)
+	if err != nil {
+		return nil, fmt.Errorf("open minter %s: its url can't be read", m.Name) // not quoted
 	}
-	cfg, err := pgxpool.ParseConfig(dsn)
+	q := u.Query()
+	q.Set("sslmode", m.sslmode)
+	if m.CAFile != "" {
+		q.Set("sslrootcert", m.CAFile)
+	}
+	u.RawQuery = q.Encode()
+	cfg, err := pgxpool.ParseConfig(u.String())
 	if err != nil {
 		return nil, fmt.Errorf("open minter %s: its url can't be read by the PostgreSQL driver", m.Name)
 	}
@@ -355,28 +359,16 @@ func (m *Postgres) secret(role, password string) lease.Secret {
 	}
 	u := url.URL{
 		Scheme: "postgres", User: url.UserPassword(role, password), Host: net.JoinHostPort(host, strconv.Itoa(port)),
-		Path: "/" + m.at.Database, RawQuery: "sslmode=" + m.agentSSLMode(),
+		Path: "/" + m.at.Database, RawQuery: "sslmode=" + m.sslmode,
 	}
 	out := lease.Secret{
 		"username": role, "password": password, "host": host, "port": strconv.Itoa(port), "database": m.at.Database,
-		"sslmode": m.agentSSLMode(), "dsn": u.String(),
+		"sslmode": m.sslmode, "dsn": u.String(),
 	}
 	if m.ca != "" {
 		out["ca"] = m.ca
 	}
 	return out
-}
-
-// agentSSLMode is how Writ itself connects: verify-full, unless the configuration says
-// otherwise.
-func (m *Postgres) agentSSLMode() string {
-	if u, err := url.Parse(m.URL); err == nil && u.Query().Get("sslmode") != "" {
-		return u.Query().Get("sslmode")
-	}
-	if m.at.TLSConfig == nil {
-		return "disable"
-	}
-	return "prefer" // the driver's default
 }
 
 // newPassword has 192 bits, in characters that need no escaping anywhere.

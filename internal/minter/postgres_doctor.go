@@ -323,8 +323,8 @@ func (d *doctor) capacity(ctx context.Context) error {
 
 // databases looks where else an agent could get to: DROP OWNED reaches one database only.
 func (d *doctor) databases(ctx context.Context) error {
-	return d.none(ctx, FindingWarn, "agents can connect to no other database of this server", "agents can connect to other databases of this server too",
-		"REVOKE CONNECT ON DATABASE … FROM PUBLIC: what an agent comes to own there, Writ can't drop",
+	return d.none(ctx, FindingFail, "agents can connect to no other database of this server", "agents can connect to other databases of this server too",
+		"REVOKE CONNECT ON DATABASE … FROM PUBLIC: what names a lease's role there, Writ can't drop",
 		`SELECT datname::text FROM pg_database b WHERE datallowconn AND datname <> current_database()
 		    AND (has_database_privilege('public', b.oid, 'CONNECT') OR EXISTS (
 		      SELECT FROM pg_roles r WHERE r.rolname = ANY ($1) AND has_database_privilege(r.oid, b.oid, 'CONNECT'))) ORDER BY 1 LIMIT 20`, d.facts.Groups)

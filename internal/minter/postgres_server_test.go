@@ -193,7 +193,7 @@ func doctorFinds(t *testing.T, g *target) {
 		{"settings that differ", `UPDATE writ.settings SET statement_timeout = 1`, `UPDATE writ.settings SET statement_timeout = 30000`, "warn", "what roles start with"},
 		{"tenants that differ", `UPDATE writ.settings SET tenants = 'required'`, `UPDATE writ.settings SET tenants = 'optional'`, "fail", "tenants are required at the target, optional in the configuration"},
 		{"short life", `UPDATE writ.settings SET max_ttl = '1 min'`, `UPDATE writ.settings SET max_ttl = '1 hour'`, "fail", "max_ttl is 1m0s at the target"},
-		{"other databases", `GRANT CONNECT ON DATABASE postgres TO ` + g.ro, `REVOKE CONNECT ON DATABASE postgres FROM ` + g.ro, "warn", "agents can connect to other databases of this server too: postgres"},
+		{"other databases", `GRANT CONNECT ON DATABASE postgres TO ` + g.ro, `REVOKE CONNECT ON DATABASE postgres FROM ` + g.ro, "fail", "agents can connect to other databases of this server too: postgres"},
 		{"old functions", `CREATE OR REPLACE FUNCTION writ.version() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 0'`, `CREATE OR REPLACE FUNCTION writ.version() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 1'`, "fail", "are of version 0, expected 1"},
 		{"no functions", `REVOKE USAGE ON SCHEMA writ FROM ` + account, `GRANT USAGE ON SCHEMA writ TO ` + account, "fail", "Writ's functions are missing, or the account may not call them"},
 		{"no makers", `ALTER ROLE ` + owner + `_0 NOCREATEROLE; ALTER ROLE ` + owner + `_1 NOCREATEROLE` + manyMakers(owner, "NOCREATEROLE"), `ALTER ROLE ` + owner + `_0 CREATEROLE; ALTER ROLE ` + owner + `_1 CREATEROLE` + manyMakers(owner, "CREATEROLE"), "fail", "can't be made"},
