@@ -55,7 +55,7 @@ func TestFindings(t *testing.T) {
 		"a decision removed":      {`DELETE FROM decisions WHERE id = ` + some("id") + `decisions)`, lost},
 		"its answer altered":      {`UPDATE decisions SET answer = replace(answer, '"deny"', '"allow"')`, lost},
 		"a lease removed":         {`DELETE FROM leases WHERE id = ` + some("id") + `leases WHERE state = 'active')`, lost},
-		"a lease revived":         {`UPDATE leases SET state = 'active' WHERE state = 'revoked'`, duplicated},
+		"a lease revived":         {`UPDATE leases SET state = 'active' WHERE state IN ('revoked', 'revoking')`, duplicated},
 		"a key tied to another":   {`UPDATE replays SET decision = ` + some("id") + `decisions)`, duplicated},
 		"a payment not counted":   {`UPDATE sessions SET counters = '{"paid":0}'`, duplicated},
 		"an approval used again":  {`UPDATE approvals SET state = 'approved' WHERE state = 'consumed'`, duplicated},
