@@ -554,3 +554,33 @@ func TestPostgresDurability(t *testing.T) {
 		_ = c.Close(t.Context())
 	}
 }
+
+// An agent names another's role in an open transaction, for which it needs no right, and so
+// holds a lock on it.
+func TestPostgresAgentHoldsAnothersRole(t *testing.T) {
+	t.Parallel()
+	g := newTarget(t)
+	attacker, victim := g.lease(g.ro), g.lease(g.ro)
+	a := login(t, g.mint(t, attacker))
+	defer func() { _ = a.Close(context.Background()) }()
+	g.mint(t, victim)
+	for _, statement := range []string{`SET idle_in_transaction_session_timeout = 0`, `BEGIN`, `ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO writ_` + victim.ID} {
+		if err := exec(t, a, statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	for range 5 { // as the worker does
+		out, unmakeErr := g.Unmake(t.Context(), []lease.Lease{victim})
+		if err = errors.Join(unmakeErr, out[0].Err); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := exec(t, a, `SELECT 1`); err == nil {
+		t.Error("whoever stood in the way goes on")
+	}
+	g.end(t, []lease.Lease{attacker})
+}

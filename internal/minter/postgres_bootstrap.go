@@ -37,7 +37,7 @@ type Bootstrap struct {
 }
 
 // ownFunctions are the owner's; groups may call tenant.
-var ownFunctions = append([]string{"have", "inherit", "terminate", "tenant"}, accountFunctions...)
+var ownFunctions = append([]string{"have", "inherit", "terminate", "unblock", "tenant"}, accountFunctions...)
 
 // accountFunctions are for Writ's account.
 var accountFunctions = []string{"mint", "disarm", "kill", "reap", "remains", "survey", "purge", "facts", "version"}

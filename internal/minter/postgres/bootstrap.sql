@@ -304,11 +304,35 @@ BEGIN
           END IF;
           PERFORM {{id .Schema}}.have(role, format('DROP ROLE %I', role));
         END IF;
-      EXCEPTION WHEN OTHERS THEN
-        problem := format('can''t be dropped: %s (%s)', SQLERRM, SQLSTATE);
+      EXCEPTION
+        WHEN lock_not_available THEN
+          problem := format('can''t be dropped: %s (%s)', SQLERRM, SQLSTATE);
+          PERFORM {{id .Schema}}.unblock(role, o);
+        WHEN OTHERS THEN
+          problem := format('can''t be dropped: %s (%s)', SQLERRM, SQLSTATE);
       END;
     END IF;
     RETURN NEXT;
+  END LOOP;
+END $writ$;
+
+-- Ends the sessions of other leases that hold a role's lock: whoever names a role in ALTER
+-- DEFAULT PRIVILEGES holds it until the end of the transaction, and needs no right to.
+CREATE OR REPLACE FUNCTION {{id .Schema}}.unblock(p_role text, p_oid oid) RETURNS void{{template "head"}} AS $writ$
+DECLARE
+  holder record;
+BEGIN
+  FOR holder IN
+    SELECT DISTINCT a.usename::text AS role, a.pid FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+     WHERE l.locktype = 'object' AND l.classid = 'pg_authid'::regclass AND l.objid = p_oid AND l.granted
+       AND a.usename ~ '{{.Pattern}}' AND a.usename <> p_role
+  LOOP
+    BEGIN
+      PERFORM {{id .Schema}}.inherit(holder.role);
+      PERFORM {{id .Schema}}.have(holder.role, format('SELECT pg_terminate_backend(%s)', holder.pid));
+    EXCEPTION WHEN OTHERS THEN
+      NULL; -- the next attempt comes
+    END;
   END LOOP;
 END $writ$;
 
