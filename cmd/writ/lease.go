@@ -28,6 +28,8 @@ type leaseCmd struct {
 	Show   leaseShowCmd   `cmd:"" help:"Show a lease."`
 	Revoke leaseRevokeCmd `cmd:"" help:"The kill switch: revoke a lease, or all of a session, user, agent, minter or policy revision, or all there is."`
 	Lift   leaseLiftCmd   `cmd:"" help:"End a freeze. What was revoked stays so."`
+
+	Abandon leaseAbandonCmd `cmd:"" help:"Give up on a lease whose end can't be seen any more, such as one of a target that is no more."`
 }
 
 // principal is one on the command line, ISSUER#SUBJECT.
@@ -271,6 +273,22 @@ func (c *leaseRevokeCmd) known(ctx context.Context, store *sqlstore.Store, cfg c
 		if err == nil && len(made) == 0 {
 			err = fmt.Errorf("--minter: neither the configuration nor a lease has %q; --no-freeze revokes without a look at the name", c.Minter)
 		}
+		return err
+	})
+}
+
+type leaseAbandonCmd struct {
+	logStore
+	ID     string `arg:"" help:"Of the lease."`
+	Reason string `required:"" help:"How it is known that the credential is gone. For the record."`
+}
+
+func (c *leaseAbandonCmd) Run(ctx context.Context, k *kong.Context) error {
+	return c.with(ctx, func(store *sqlstore.Store, _ config.Config) error {
+		if err := revoker(store).Abandon(ctx, localOperator(), c.ID, strings.ToValidUTF8(c.Reason, "?")); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(k.Stdout, "%s is taken for gone. If its credential still exists at the target, nobody ends it now.\n", c.ID)
 		return err
 	})
 }

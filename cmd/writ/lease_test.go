@@ -241,3 +241,17 @@ func TestLeaseRevokeCommandNeedsTheStoreAlone(t *testing.T) {
 	b.write("writ.yaml", strings.Replace(benchConfig, "store:", "stor:", 1))
 	b.run(1, "lease", "revoke", "--all")
 }
+
+func TestLeaseAbandonCommand(t *testing.T) {
+	t.Parallel()
+	b := newLeaseBench(t)
+	_, l := b.allow("alice", "crm-agent", "db", true)
+	b.run(1, "lease", "abandon", l.ID, "--reason", "x") // it has not ended
+	b.run(0, "lease", "revoke", l.ID)
+	b.run(2, "lease", "abandon", l.ID) // without a reason
+	want(t, b.run(0, "lease", "abandon", l.ID, "--reason", "the database was deleted"), "is taken for gone")
+	if got := b.lease(l.ID); got.State != lease.Revoked || got.GoneAt.IsZero() {
+		t.Errorf("%+v", got)
+	}
+	b.run(1, "lease", "abandon", l.ID, "--reason", "again")
+}

@@ -148,6 +148,17 @@ func (e Ended) Total() int {
 	return n
 }
 
+// Abandon calls a lease gone whose end was not seen, on an operator's word.
+func Abandon(ctx context.Context, tx Tx, l Lease, operator identity.Ref, reason string) error {
+	if err := tx.AbandonLease(ctx, l.ID); err != nil {
+		return err
+	}
+	return audit.Append(ctx, tx, audit.Entry{
+		Kind: audit.LeaseRevoked, Session: l.Session, Decision: l.Decision, Lease: l.ID, User: l.User, Agent: l.Agent, Operator: operator,
+		Detail: map[string]any{"reason": l.EndReason, "ended_at": l.EndedAt, "abandoned": reason, "last_error": l.LastError},
+	})
+}
+
 // Fail ends a lease whose credential could not be made or whose secret must not leave.
 func Fail(ctx context.Context, tx Tx, l Lease) error {
 	_, err := EndOne(ctx, tx, l, End{Reason: EndMintFailed})

@@ -154,6 +154,9 @@ type Tx interface {
 	// EndLeases ends up to limit leases of the selection that have not ended, and returns
 	// them as they are then.
 	EndLeases(ctx context.Context, s Selection, e End, limit int) ([]Lease, error)
+	// AbandonLease marks a revoking lease revoked though its end was not seen; otherwise
+	// ErrStale.
+	AbandonLease(ctx context.Context, id string) error
 	// LoseOutcomes marks the outcome of those decisions unknown of which nobody reported
 	// one, and returns these.
 	LoseOutcomes(ctx context.Context, decisions []string) ([]string, error)

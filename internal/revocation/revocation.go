@@ -132,6 +132,21 @@ func (r *Revoker) EndSession(ctx context.Context, c identity.Caller, sessionID s
 	return s, err
 }
 
+// Abandon gives up on seeing a lease's end, where a person knows better than Writ can:
+// its target is no more, or its end can't be told. The record says so.
+func (r *Revoker) Abandon(ctx context.Context, operator identity.Ref, leaseID, reason string) error {
+	return r.update(ctx, func(ctx context.Context, tx Tx) error {
+		l, err := tx.Lease(ctx, leaseID)
+		if err != nil {
+			return err
+		}
+		if l.State != lease.Revoking {
+			return fault.New(fault.LeaseEnded, "only a lease that is revoking can be abandoned; this one is %s", l.State)
+		}
+		return lease.Abandon(ctx, tx, l, operator, reason)
+	})
+}
+
 // toll is what one revocation ended.
 type toll struct {
 	sessions, approvals int

@@ -261,6 +261,12 @@ func (t *Tx) DropClaim(ctx context.Context, claim, failure string, theirs bool) 
 		WHERE claim = $4 AND claim <> ''`, micros(t.now), flag(theirs), failure, claim)
 }
 
+// AbandonLease implements lease.Tx.
+func (t *Tx) AbandonLease(ctx context.Context, id string) error {
+	return t.change(ctx, lease.ErrStale, "abandon lease", `UPDATE leases SET state = 'revoked', gone_at = $1, claim = '', recall_sealed = NULL
+		WHERE id = $2 AND state = 'revoking'`, micros(t.now), id)
+}
+
 // PassLeases implements lease.WorkTx.
 func (t *Tx) PassLeases(ctx context.Context, limit int) ([]lease.Lease, error) {
 	// A replica of the version before ends leases without a thought of targets.
