@@ -95,7 +95,7 @@ func TestOutcome(t *testing.T) {
 		t.Errorf("%s", got.raw)
 	}
 	var seen []string
-	for _, e := range logged(t, session, 9) {
+	for _, e := range logged(t, session, 10) {
 		if e.obj["kind"] == "decision.outcome" {
 			d := e.obj["detail"].(map[string]any)
 			seen = append(seen, fmt.Sprintf("%v %v %v %v", e.obj["decision"] == id, d["outcome"], d["by"], d["code"]))
