@@ -138,31 +138,19 @@ func (a *API) searchLeases(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	out := struct {
-		Leases []foundLease `json:"leases"`
-		// Next is the cursor of the next page; absent at the end.
-		Next string `json:"next,omitempty"`
-	}{Leases: []foundLease{}}
-	err = a.Search.View(r.Context(), func(tx SearchTx) error {
-		list, err := tx.Leases(r.Context(), q)
-		for _, l := range list {
-			v := viewLease(l, tx.Now())
-			v.State = l.State // as it is searched by
-			out.Leases = append(out.Leases, foundLease{
-				leaseView: v, User: l.User, Agent: l.Agent, Minter: l.Minter, Revocability: l.Revocability, Precision: l.Precision,
-				IntentHash: l.IntentHash, Policy: l.Policy, CreatedAt: l.CreatedAt, Revocation: l.Revocation, Halted: l.Halted,
-				Attempts: l.Attempts, LastError: l.LastError,
-			})
-		}
-		if len(list) == q.Limit {
-			out.Next = list[len(list)-1].ID
-		}
-		return err
-	})
-	if err != nil {
-		return err
+	return found(a, w, r, "leases", q.Limit,
+		func(tx SearchTx) ([]lease.Lease, error) { return tx.Leases(r.Context(), q) },
+		func(l lease.Lease) string { return l.ID }, viewFoundLease)
+}
+
+func viewFoundLease(l lease.Lease, now time.Time) foundLease {
+	v := viewLease(l, now)
+	v.State = l.State // as it is searched by
+	return foundLease{
+		leaseView: v, User: l.User, Agent: l.Agent, Minter: l.Minter, Revocability: l.Revocability, Precision: l.Precision,
+		IntentHash: l.IntentHash, Policy: l.Policy, CreatedAt: l.CreatedAt, Revocation: l.Revocation, Halted: l.Halted,
+		Attempts: l.Attempts, LastError: l.LastError,
 	}
-	return writeJSON(w, http.StatusOK, out)
 }
 
 // maxOrphans bounds those that are shown: more than a few are one problem.

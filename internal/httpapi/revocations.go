@@ -213,25 +213,10 @@ func (a *API) searchRevocations(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	out := struct {
-		Revocations []foundRevocation `json:"revocations"`
-		// Next is the cursor of the next page; absent at the end.
-		Next string `json:"next,omitempty"`
-	}{Revocations: []foundRevocation{}}
-	err = a.Search.View(r.Context(), func(tx SearchTx) error {
-		list, err := tx.Revocations(r.Context(), q)
-		for _, v := range list {
-			out.Revocations = append(out.Revocations, findRevocation(v))
-		}
-		if len(list) == q.Limit {
-			out.Next = list[len(list)-1].ID
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, out)
+	return found(a, w, r, "revocations", q.Limit,
+		func(tx SearchTx) ([]revocation.Revocation, error) { return tx.Revocations(r.Context(), q) },
+		func(v revocation.Revocation) string { return v.ID },
+		func(v revocation.Revocation, _ time.Time) foundRevocation { return findRevocation(v) })
 }
 
 // endedLease is what a revocation did to one lease.

@@ -39,6 +39,30 @@ const (
 	maxFound     = 100
 )
 
+// found answers with a page of records, newest first, each as view shows it.
+func found[R, V any](
+	a *API, w http.ResponseWriter, r *http.Request, name string, limit int,
+	search func(SearchTx) ([]R, error), idOf func(R) string, view func(R, time.Time) V,
+) error {
+	records := []V{}
+	out := map[string]any{}
+	err := a.Search.View(r.Context(), func(tx SearchTx) error {
+		list, err := search(tx)
+		for _, one := range list {
+			records = append(records, view(one, tx.Now()))
+		}
+		if len(list) == limit { // the cursor of the next page; absent at the end
+			out["next"] = idOf(list[len(list)-1])
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	out[name] = records
+	return writeJSON(w, http.StatusOK, out)
+}
+
 // foundSession is a session as operators see it: without the user's claims.
 type foundSession struct {
 	sessionView
@@ -55,25 +79,12 @@ func (a *API) searchSessions(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	out := struct {
-		Sessions []foundSession `json:"sessions"`
-		// Next is the cursor of the next page; absent at the end.
-		Next string `json:"next,omitempty"`
-	}{Sessions: []foundSession{}}
-	err = a.Search.View(r.Context(), func(tx SearchTx) error {
-		list, err := tx.Sessions(r.Context(), q)
-		for _, s := range list {
-			out.Sessions = append(out.Sessions, foundSession{viewSession(s, s.Alive(tx.Now())), s.EndedAt})
-		}
-		if len(list) == q.Limit {
-			out.Next = list[len(list)-1].ID
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, out)
+	return found(a, w, r, "sessions", q.Limit,
+		func(tx SearchTx) ([]session.Session, error) { return tx.Sessions(r.Context(), q) },
+		func(s session.Session) string { return s.ID },
+		func(s session.Session, now time.Time) foundSession {
+			return foundSession{viewSession(s, s.Alive(now)), s.EndedAt}
+		})
 }
 
 // foundDecision is a decision as operators see it. Of its reasons it has the codes
@@ -105,33 +116,21 @@ func (a *API) searchDecisions(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	out := struct {
-		Decisions []foundDecision `json:"decisions"`
-		// Next is the cursor of the next page; absent at the end.
-		Next string `json:"next,omitempty"`
-	}{Decisions: []foundDecision{}}
-	err = a.Search.View(r.Context(), func(tx SearchTx) error {
-		list, err := tx.Decisions(r.Context(), q)
-		for _, d := range list {
-			f := foundDecision{
-				DecisionID: d.ID, At: d.At, Session: d.Session, User: d.User, Agent: d.Agent, Decision: d.Answer.Decision,
-				ReasonCodes: make([]string, len(d.Answer.Reasons)), IntentHash: d.IntentHash, Policy: d.Answer.Policy,
-				Approval: d.Approval, Lease: d.Lease, Outcome: d.Outcome, OutcomeBy: d.OutcomeBy,
-			}
-			for i, reason := range d.Answer.Reasons {
-				f.ReasonCodes[i] = reason.Code
-			}
-			out.Decisions = append(out.Decisions, f)
-		}
-		if len(list) == q.Limit {
-			out.Next = list[len(list)-1].ID
-		}
-		return err
-	})
-	if err != nil {
-		return err
+	return found(a, w, r, "decisions", q.Limit,
+		func(tx SearchTx) ([]decision.Record, error) { return tx.Decisions(r.Context(), q) },
+		func(d decision.Record) string { return d.ID }, viewDecision)
+}
+
+func viewDecision(d decision.Record, _ time.Time) foundDecision {
+	f := foundDecision{
+		DecisionID: d.ID, At: d.At, Session: d.Session, User: d.User, Agent: d.Agent, Decision: d.Answer.Decision,
+		ReasonCodes: make([]string, len(d.Answer.Reasons)), IntentHash: d.IntentHash, Policy: d.Answer.Policy,
+		Approval: d.Approval, Lease: d.Lease, Outcome: d.Outcome, OutcomeBy: d.OutcomeBy,
 	}
-	return writeJSON(w, http.StatusOK, out)
+	for i, reason := range d.Answer.Reasons {
+		f.ReasonCodes[i] = reason.Code
+	}
+	return f
 }
 
 // policyView is where the policies stand at the replica that answers.
